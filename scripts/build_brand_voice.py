@@ -1,0 +1,183 @@
+"""Rebuild the packaged set brand-voice: prompts -> candidates -> graded pairs -> training and held-out files.
+
+    python scripts/build_brand_voice.py                           # everything, into the package
+    python scripts/build_brand_voice.py --limit 20 --out try-out  # a taste, elsewhere
+    python scripts/build_brand_voice.py --keep-candidates         # the rubric changed: judge and split again
+
+The answers are those of `druthers sample` and the pairs those of `druthers judge`; this script only fixes their
+settings, leaves out answers that hold control tokens, splits by prompt, and counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from druthers import models, pipeline, storage
+from druthers.config import ModelSettings
+from druthers.curate.split import WHOLE, draw
+from druthers.judges import load_rubric, rate
+from druthers.records import Candidates, InputError, Pair, assistant, text_of
+from druthers.tokens import check_text
+
+HOME = Path(__file__).parents[1] / "src" / "druthers" / "data" / "brand-voice"
+SAMPLES = 4
+TEMPERATURE = 0.8
+TOP_P = 0.95
+MAX_NEW_TOKENS = 128
+BATCH_SIZE = 64
+MARGIN_SCALE = 1.0
+HELDOUT_SHARE = 0.26
+LARGEST = 3_000_000
+
+
+class Log:
+    """Progress as lines of text, at most one in twenty seconds."""
+
+    def stage(self, text: str) -> None:
+        """A stage begins."""
+        print(f"== {text}", flush=True)
+
+    def say(self, text: str) -> None:
+        """One line of what was found."""
+        print(text, flush=True)
+
+    def bar(self, label: str) -> Callable[[int, int], None]:
+        """A callback that prints how far it is."""
+        start = last = time.monotonic()
+
+        def show(done: int, total: int) -> None:
+            nonlocal last
+            if time.monotonic() - last > 20:
+                last = time.monotonic()
+                print(f"   {label}: {done} of {total or 'all'}, {last - start:.0f} s", file=sys.stderr, flush=True)
+
+        return show
+
+    def clear(self) -> None:
+        """Nothing to clear."""
+
+
+def main() -> None:
+    """Build the set, or say in one sentence why not."""
+    options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    options.add_argument("--out", type=Path, default=HOME, help="folder for the files (default: the package)")
+    options.add_argument("--limit", type=int, help="only the first N prompts")
+    options.add_argument("--seed", type=int, default=0, help="root of the sampling")
+    options.add_argument("--pick", choices=("all", "extremes"), default="all", help="which pairs of a prompt")
+    options.add_argument("--keep-candidates", action="store_true", help="judge the answers that are there already")
+    chosen = options.parse_args()
+    if chosen.limit and chosen.out == HOME:
+        options.error("--limit makes a part of the set; name another folder with --out")
+    try:
+        build(chosen.out, limit=chosen.limit, seed=chosen.seed, pick=chosen.pick, keep=chosen.keep_candidates)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+def build(out: Path, *, limit: int | None, seed: int, pick: str, keep: bool) -> None:
+    """Sample, judge, split, count."""
+    log = Log()
+    out.mkdir(parents=True, exist_ok=True)
+    candidates, everything = out / "candidates.jsonl.gz", out / ".pairs.jsonl"
+    if not keep:
+        log.stage("sample")
+        sample(candidates, limit=limit, seed=seed, log=log)
+    log.stage("judge")
+    try:
+        judge(candidates, everything, pick=pick, log=log)
+        pairs = list(storage.read(str(everything), Pair))
+    finally:
+        everything.unlink(missing_ok=True)
+    held = {pair.prompt_id: draw(pair.prompt, seed=0) < HELDOUT_SHARE * WHOLE for pair in pairs}
+    for name, side in (("train", False), ("heldout", True)):
+        storage.write(out / f"{name}.jsonl.gz", [pair for pair in pairs if held[pair.prompt_id] is side])
+    report(out, log=log)
+
+
+def sample(candidates: Path, *, limit: int | None, seed: int, log: Log) -> None:
+    """Answers of the default model to every prompt."""
+    pipeline.sample(
+        str(HOME / "prompts.jsonl"),
+        candidates,
+        model=ModelSettings(),
+        samples=SAMPLES,
+        temperature=TEMPERATURE,
+        top_p=TOP_P,
+        max_new_tokens=MAX_NEW_TOKENS,
+        batch_size=BATCH_SIZE,
+        seed=seed,
+        limit=limit,
+        screen=log,
+    )
+    tokenizer = models.load_tokenizer(ModelSettings())
+    rows = list(storage.read(str(candidates), Candidates))
+    clean = [usable(row, tokenizer, log=log) for row in rows]
+    storage.write(candidates, [row for row in clean if row.responses])
+
+
+def usable(row: Candidates, tokenizer: Any, *, log: Log) -> Candidates:
+    """The answers that can be trained on: those without text that would read as template structure."""
+    kept = []
+    for response in row.responses:
+        try:
+            check_text(assistant(response.content), tokenizer)
+        except InputError as error:
+            log.say(f"   left out: {error}")
+        else:
+            kept.append(response)
+    return row.model_copy(update={"responses": tuple(kept)})
+
+
+def judge(candidates: Path, pairs: Path, *, pick: str, log: Log) -> None:
+    """Graded pairs of the candidates by the rubric of the package."""
+    pipeline.judge(str(candidates), pairs, rubric="brand-voice", margin_scale=MARGIN_SCALE, extremes=pick, screen=log)
+
+
+def report(out: Path, *, log: Log) -> None:
+    """Counts for the data card, under the names it uses, and how the rubric spreads the answers."""
+    rubric, tokenizer = load_rubric("brand-voice"), models.load_tokenizer(ModelSettings())
+    rated = [rate(rubric, row) for row in storage.read(str(out / "candidates.jsonl.gz"), Candidates)]
+    train = list(storage.read(str(out / "train.jsonl.gz"), Pair))
+    heldout = list(storage.read(str(out / "heldout.jsonl.gz"), Pair))
+    pairs = train + heldout
+    scores = {(row.prompt_id, r.content): r.score or 0.0 for row in rated for r in row.responses}
+    size = sum((out / f"{name}.jsonl.gz").stat().st_size for name in ("candidates", "train", "heldout"))
+    counts = {
+        "responses": sum(len(row.responses) for row in rated),
+        "pairs": len(pairs),
+        "prompts_with_pairs": prompts_of(pairs),
+        "train_pairs": len(train),
+        "train_prompts": prompts_of(train),
+        "heldout_pairs": len(heldout),
+        "heldout_prompts": prompts_of(heldout),
+        "chosen_tokens_mean": round(mean(len(tokenizer.encode(text_of(p.chosen))) for p in pairs), 1),
+        "rejected_tokens_mean": round(mean(len(tokenizer.encode(text_of(p.rejected))) for p in pairs), 1),
+        "chosen_score_mean": round(mean(scores[p.prompt_id, text_of(p.chosen)] for p in pairs), 3),
+        "rejected_score_mean": round(mean(scores[p.prompt_id, text_of(p.rejected)] for p in pairs), 3),
+        "score_mean": round(mean(scores.values()), 3),
+        "bytes": size,
+    }
+    for name, value in counts.items():
+        log.say(f"{name:>22} {value}")
+    log.say("share of answers that keep each rule:")
+    for rule in rubric.rules:
+        log.say(f"{rule.name:>22} {mean(r.rules[rule.name] for row in rated for r in row.responses):.3f}")
+    if size > LARGEST:
+        sys.exit(
+            f"error: the files take {size} bytes, over the {LARGEST} that the package may carry; use --pick extremes"
+        )
+
+
+def prompts_of(pairs: Iterable[Pair]) -> int:
+    """How many prompts the pairs are about."""
+    return len({pair.prompt_id for pair in pairs})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""`TokenizedPair`s to `Batch`: which pairs share an optimizer step, and how a micro-batch is laid out.
+
+Letters: C pair axis (0 chosen, 1 rejected), B pairs, S sequences (2 B, chosen rows first), T tokens in a row,
+N scored response tokens of the whole batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from druthers.tokens import TokenizedPair
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One micro-batch of B pairs in the plain padded layout.
+
+    `gather_N` are flat indices (row * T + position) of the hidden state that predicts each scored token, `target_N` the
+    token itself, `owner_N` the flat (c, b) cell it belongs to. `p_B`, `margin_B` and `weight_B` are float64.
+    """
+
+    input_ids_ST: Tensor
+    attention_mask_ST: Tensor
+    position_ids_ST: Tensor
+    gather_N: Tensor
+    target_N: Tensor
+    owner_N: Tensor
+    length_CB: Tensor
+    p_B: Tensor
+    margin_B: Tensor
+    weight_B: Tensor
+    tokens: int
+
+    @property
+    def size(self) -> int:
+        """B, the number of pairs."""
+        return self.p_B.shape[0]
+
+
+def epoch_order(count: int, *, seed: int, epoch: int) -> list[int]:
+    """The seeded order of one epoch; a function of its arguments alone, so a resumed run finds its place again.
+
+    >>> sorted(epoch_order(5, seed=0, epoch=3))
+    [0, 1, 2, 3, 4]
+    """
+    return [int(i) for i in np.random.default_rng([seed, epoch]).permutation(count)]
+
+
+def step_count(count: int, *, pairs_per_step: int, epochs: float, max_steps: int | None) -> int:
+    """Optimizer steps of a run: whole steps per epoch (the last one may be short), times epochs.
+
+    >>> step_count(100, pairs_per_step=16, epochs=1, max_steps=None)
+    7
+    """
+    per_epoch = math.ceil(count / pairs_per_step)
+    return min(max(1, round(per_epoch * epochs)), max_steps or 10**12)
+
+
+def step_indices(count: int, *, step: int, pairs_per_step: int, seed: int) -> list[int]:
+    """Indices of the pairs that optimizer step `step` (from 0) trains on; every epoch sees every pair once."""
+    per_epoch = math.ceil(count / pairs_per_step)
+    epoch, within = divmod(step, per_epoch)
+    return epoch_order(count, seed=seed, epoch=epoch)[within * pairs_per_step : (within + 1) * pairs_per_step]
+
+
+def plan(pairs: Sequence[TokenizedPair], *, token_budget: int) -> list[list[int]]:
+    """Indices grouped into micro-batches of similar length, each at most `token_budget` padded tokens.
+
+    A pair that is over the budget alone has a micro-batch to itself.
+
+    >>> pair = TokenizedPair("", (1,), (2, 3), (4,), (True, True), (True,))
+    >>> plan([pair] * 3, token_budget=12)
+    [[0, 1], [2]]
+    """
+    order = sorted(range(len(pairs)), key=lambda i: -pairs[i].longest)
+    groups: list[list[int]] = []
+    for i in order:
+        fits = groups and 2 * (len(groups[-1]) + 1) * pairs[groups[-1][0]].longest <= token_budget
+        if fits:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+def collate(pairs: Sequence[TokenizedPair], *, pad_id: int, device: torch.device | str = "cpu") -> Batch:
+    """Pairs to a right-padded batch: rows 0..B-1 hold prompt + chosen, rows B..2B-1 prompt + rejected."""
+    width = max(pair.longest for pair in pairs)
+    rows = [(p.prompt + p.chosen, p.chosen_scored, len(p.prompt)) for p in pairs]
+    rows += [(p.prompt + p.rejected, p.rejected_scored, len(p.prompt)) for p in pairs]
+    ids = np.full((len(rows), width), pad_id, dtype=np.int64)
+    mask = np.zeros((len(rows), width), dtype=np.int64)
+    gather: list[int] = []
+    target: list[int] = []
+    owner: list[int] = []
+    for s, (row, scored, prompt) in enumerate(rows):
+        ids[s, : len(row)] = row
+        mask[s, : len(row)] = 1
+        at = [prompt + i for i, kept in enumerate(scored) if kept]
+        gather += [s * width + i - 1 for i in at]
+        target += [row[i] for i in at]
+        owner += [s] * len(at)
+    positions = np.tile(np.arange(width), (len(rows), 1))
+
+    def whole(values: object) -> Tensor:
+        return torch.as_tensor(np.asarray(values, dtype=np.int64), device=device)
+
+    def real(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=device)
+
+    return Batch(
+        input_ids_ST=whole(ids),
+        attention_mask_ST=whole(mask),
+        position_ids_ST=whole(positions),
+        gather_N=whole(gather),
+        target_N=whole(target),
+        owner_N=whole(owner),
+        length_CB=torch.bincount(whole(owner), minlength=len(rows)).reshape(2, len(pairs)),
+        p_B=real([p.p for p in pairs]),
+        margin_B=real([p.margin for p in pairs]),
+        weight_B=real([p.weight for p in pairs]),
+        tokens=int(mask.sum()),
+    )

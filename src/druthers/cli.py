@@ -1,0 +1,490 @@
+"""One verb per stage: load settings, open the run, call the stage, say where the result is."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from druthers.records import InputError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from druthers.config import Settings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    invoke_without_command=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+screen_console = Console(stderr=True, highlight=False)
+
+Json = Annotated[bool, typer.Option("--json", help="Write the result as JSON to standard output.")]
+Recipe = Annotated[
+    str | None, typer.Option("--recipe", "-r", help="A TOML file, or a packaged recipe: brand-voice, hh.")
+]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="A model folder or hub id (model.path).")]
+Data = Annotated[
+    str | None, typer.Option("--data", "-d", help="A file, folder, URL or packaged set of pairs (data.pairs).")
+]
+RunDir = Annotated[str | None, typer.Option("--run", help="The run directory (run).")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Settings, such as train.epochs=2 model.adapter=lora.", show_default=False
+    ),
+]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+
+
+class Bars:
+    """Progress on standard error, as rich bars in a terminal and plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self.progress: Progress | None = None
+
+    def stage(self, text: str) -> None:
+        """A heading."""
+        screen_console.print(f"[bold cyan]{text}[/]")
+
+    def say(self, text: str) -> None:
+        """One indented line."""
+        screen_console.print(f"  {escape(text)}", soft_wrap=True)
+
+    def bar(self, label: str) -> Callable[[int, int], None]:
+        """A bar that appears with its first call."""
+        task: TaskID | None = None
+        tenth = 0
+
+        def move(done: int, total: int) -> None:
+            nonlocal task, tenth
+            if not screen_console.is_terminal:
+                if total and done * 10 // total > tenth:
+                    tenth = done * 10 // total
+                    self.say(f"{label}: {done:,} of {total:,}")
+                return
+            live = self.live()
+            if task is None:
+                task = live.add_task(label, total=total or None)
+            live.update(task, completed=done, total=total or None)
+
+        return move
+
+    def live(self) -> Progress:
+        """The display of the stage, started when first needed."""
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        if self.progress is None:
+            columns = (
+                TextColumn("  {task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+            )
+            self.progress = Progress(*columns, console=screen_console, transient=True)
+            self.progress.start()
+        return self.progress
+
+    def clear(self) -> None:
+        """Take the bars away."""
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+
+bars = Bars()
+
+
+def settings_from(
+    recipe: str | None, model: str | None, data: str | None, run: str | None, overrides: list[str] | None
+) -> Settings:
+    """Recipe, options and overrides to settings; without recipe and data it is the packaged default recipe."""
+    from druthers.config import load
+
+    named = recipe if recipe or data else "brand-voice"
+    extra = {"model.path": model, "data.pairs": data, "run": run}
+    if data and not recipe and not run:
+        extra["run"] = f"runs/{Path(data).name.split('.')[0] or 'align'}"
+    return load(named, overrides or (), extra)
+
+
+def show(result: dict[str, Any], *, as_json: bool, table: Callable[[dict[str, Any]], Table]) -> None:
+    """The result: JSON on standard output, or a table."""
+    if as_json:
+        sys.stdout.write(json.dumps(result, ensure_ascii=False, indent=2) + "\n")
+    else:
+        Console(highlight=False).print(table(result))
+
+
+def facts(result: dict[str, Any]) -> Table:
+    """Name and value of every entry."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in result.items():
+        table.add_row(
+            f"[dim]{escape(name)}[/]",
+            escape(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)),
+        )
+    return table
+
+
+def interval(found: dict[str, Any] | None) -> str:
+    """A share with its interval, or why there is none."""
+    if not found or found.get("value") is None:
+        return f"not measured{': ' + found['undefined'] if found and found.get('undefined') else ''}"
+    return f"{found['value']:.1%}  ({found['low']:.1%} to {found['high']:.1%}, n = {found['n']})"
+
+
+def headline(result: dict[str, Any]) -> Table:
+    """The table at the end of a run."""
+    table = Table(
+        show_header=False, title=escape(result.get("text", "")), title_justify="left", title_style="bold", min_width=60
+    )
+    heldout, train = result.get("heldout", {}), result.get("train", {})
+    table.add_row("win rate, sampled answers", interval(result.get("win_rate")))
+    table.add_row("win rate, greedy answers", interval(result.get("win_rate_greedy")))
+    table.add_row("held-out pairs ranked right", interval(heldout.get("accuracy")))
+    table.add_row("chosen log-prob fell", interval(heldout.get("chosen_fell")))
+    for key, label in (
+        ("length_ratio", "answer length, aligned / base"),
+        ("perplexity_ratio", "perplexity under base, aligned / base"),
+    ):
+        table.add_row(label, f"{result[key]:.2f}" if result.get(key) is not None else "not measured")
+    table.add_row(
+        "trained",
+        f"{result.get('pairs', {}).get('train', 0):,} pairs, {train.get('steps')} steps, "
+        f"{train.get('pairs_per_second')} pairs/s",
+    )
+    table.add_row("peak memory", f"{train.get('peak_memory_gib', 0):.2f} GiB")
+    table.add_row("time", ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in result.get("seconds", {}).items()))
+    table.add_row("report", escape(str(result.get("report", "write it with `druthers report`"))))
+    return table
+
+
+@app.callback()
+def about(*, version: Annotated[bool, typer.Option("--version", help="Say which version this is.")] = False) -> None:
+    """Align language models with people's preferences: collect pairs, train by DPO, prove what changed."""
+    if version:
+        from druthers import __version__
+
+        sys.stdout.write(f"druthers {__version__}\n")
+        raise typer.Exit
+
+
+@app.command()
+def align(
+    *,
+    overrides: Overrides = None,
+    recipe: Recipe = None,
+    model: Model = None,
+    data: Data = None,
+    run: RunDir = None,
+    as_json: Json = False,
+) -> None:
+    """Curate, train, evaluate and report in one go. Without options: the packaged model and pairs."""
+    settings = settings_from(recipe, model, data, run, overrides)
+    from druthers import pipeline
+
+    show(pipeline.align(settings, screen=bars), as_json=as_json, table=headline)
+
+
+@app.command()
+def curate(
+    *,
+    source: Annotated[
+        str | None, typer.Argument(help="A file, folder, URL or packaged set of pairs.", show_default=False)
+    ] = None,
+    overrides: Overrides = None,
+    recipe: Recipe = None,
+    model: Model = None,
+    run: RunDir = None,
+    as_json: Json = False,
+) -> None:
+    """Read pairs, check every row, split; writes data/ of a run directory."""
+    if source is not None and "=" in source and not Path(source).exists():
+        overrides, source = [source, *(overrides or [])], None
+    settings = settings_from(recipe, model, source, run, overrides)
+    from druthers import pipeline
+    from druthers.run import open_run
+
+    with open_run(settings) as opened:
+        found = pipeline.curate_stage(opened, settings, screen=bars)
+    show({"run": settings.run, **found}, as_json=as_json, table=facts)
+
+
+@app.command()
+def train(
+    *,
+    overrides: Overrides = None,
+    recipe: Recipe = None,
+    model: Model = None,
+    data: Data = None,
+    run: RunDir = None,
+    as_json: Json = False,
+) -> None:
+    """Train on the pairs of the run (curated first where they are not); the same command continues a stopped run."""
+    settings = settings_from(recipe, model, data, run, overrides)
+    from druthers import pipeline
+    from druthers.run import open_run
+
+    pipeline.prepare(settings)
+    with open_run(settings) as opened:
+        pipeline.curate_stage(opened, settings, screen=bars)
+        pipeline.train_stage(opened, settings, screen=bars)
+        show({"run": settings.run, **opened.summary()}, as_json=as_json, table=facts)
+
+
+@app.command()
+def evaluate(*, run: RunArgument, as_json: Json = False) -> None:
+    """Measure a trained run: held-out pairs, answers of base and aligned model, KL."""
+    from druthers import pipeline
+    from druthers.run import Run, open_run
+
+    settings = Run(run).settings().model_copy(update={"run": str(run)})
+    pipeline.prepare(settings)
+    with open_run(settings) as opened:
+        pipeline.evaluate_stage(opened, settings, screen=bars, policy=None)
+        show({**opened.summary(), "run": str(run)}, as_json=as_json, table=headline)
+
+
+@app.command()
+def report(*, run: RunArgument, as_json: Json = False) -> None:
+    """Write report.html from the files of a run directory."""
+    from druthers.report import write_report
+
+    show({"report": str(write_report(run))}, as_json=as_json, table=facts)
+
+
+@app.command()
+def sample(
+    *,
+    prompts: Annotated[
+        str, typer.Argument(help='Prompts, one JSON object a line: {"prompt": [{"role": "user", "content": "…"}]}.')
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the candidates go (.jsonl, .jsonl.gz).")],
+    model: Annotated[str, typer.Option("--model", "-m", help="A model folder or hub id.")] = "default",
+    samples: Annotated[int, typer.Option("--samples", "-n", min=1, help="Responses to each prompt.")] = 4,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Nucleus.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response in tokens.")] = 128,
+    batch_size: Annotated[int, typer.Option(min=1, help="Responses generated at once.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="Root of every random draw.")] = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N prompts.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Sample responses to prompts from a model, for people or a rubric to judge."""
+    from druthers import pipeline
+    from druthers.config import ModelSettings
+
+    found = pipeline.sample(
+        prompts,
+        out,
+        model=ModelSettings(path=model),
+        samples=samples,
+        temperature=temperature,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        seed=seed,
+        limit=limit,
+        screen=bars,
+    )
+    show(found, as_json=as_json, table=facts)
+
+
+@app.command()
+def judge(
+    *,
+    candidates: Annotated[str, typer.Argument(help="Candidates, as `druthers sample` writes them.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the pairs go (.jsonl, .jsonl.gz, .parquet).")],
+    rubric: Annotated[
+        str, typer.Option("--rubric", help="A rule rubric in TOML, or the packaged one.")
+    ] = "brand-voice",
+    margin_scale: Annotated[
+        float, typer.Option(min=0, help="Margin, in units of reward, of one point of score.")
+    ] = 1.0,
+    pick: Annotated[
+        str, typer.Option(help="'all' pairs of a prompt with different scores, or 'extremes': best against worst.")
+    ] = "all",
+    as_json: Json = False,
+) -> None:
+    """Judge sampled responses by a rule rubric and write graded pairs."""
+    if pick not in ("all", "extremes"):
+        raise InputError(f"--pick {pick!r} is not known; use 'all' or 'extremes'")
+    from druthers import pipeline
+
+    show(
+        pipeline.judge(candidates, out, rubric=rubric, margin_scale=margin_scale, extremes=pick, screen=bars),
+        as_json=as_json,
+        table=facts,
+    )
+
+
+@app.command()
+def chat(
+    *,
+    run: RunArgument,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Ask once and leave.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Root of the random draws.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Talk to the aligned model and the base side by side."""
+    from druthers import pipeline
+    from druthers.records import assistant, user
+    from druthers.run import Run
+
+    if as_json and prompt is None:
+        raise InputError("--json needs --prompt TEXT; without it chat is a conversation in the terminal")
+    both = pipeline.answer_both(Run(run), seed=seed)
+    if prompt is not None:
+        base, aligned = both(user(prompt), user(prompt))
+        return show({"prompt": prompt, "base": base, "aligned": aligned}, as_json=as_json, table=beside)
+    screen_console.print("[dim]Type a message; an empty line or Ctrl-D leaves, /new starts over.[/]")
+    to_base: tuple[Any, ...] = ()
+    to_aligned: tuple[Any, ...] = ()
+    while text := ask():
+        if text == "/new":
+            to_base = to_aligned = ()
+            continue
+        to_base, to_aligned = (*to_base, *user(text)), (*to_aligned, *user(text))
+        base, aligned = both(to_base, to_aligned)
+        show({"base": base, "aligned": aligned}, as_json=False, table=beside)
+        to_base, to_aligned = (*to_base, *assistant(base)), (*to_aligned, *assistant(aligned))
+    return None
+
+
+def ask() -> str:
+    """A line from the terminal; nothing at its end."""
+    try:
+        return screen_console.input("[bold]> [/]").strip()
+    except EOFError:
+        return ""
+
+
+def beside(result: dict[str, Any]) -> Table:
+    """Two answers in two columns."""
+    table = Table("base", "aligned", expand=True)
+    table.add_row(escape(result["base"]), escape(result["aligned"]))
+    return table
+
+
+@app.command()
+def export(
+    *,
+    run: RunArgument,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
+    as_json: Json = False,
+) -> None:
+    """Write the aligned model as a merged Hugging Face folder with a model card."""
+    from druthers import pipeline
+    from druthers.run import Run
+
+    show(pipeline.export(Run(run), folder), as_json=as_json, table=facts)
+
+
+@app.command()
+def doctor(
+    *,
+    settings: Annotated[bool, typer.Option("--settings", help="List every setting with its default instead.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what this machine can do, what is missing, and the command that installs it."""
+    from dataclasses import asdict
+
+    from druthers import doctor as examination
+
+    if settings:
+        listed = list(examination.settings())
+        return show({"settings": [asdict(s) for s in listed]}, as_json=as_json, table=lambda _: setting_table(listed))
+    checks = examination.examine()
+    show(
+        {"ready": examination.ready(checks), "checks": [asdict(check) for check in checks]},
+        as_json=as_json,
+        table=check_table,
+    )
+    if not examination.ready(checks):
+        raise typer.Exit(1)
+    return None
+
+
+def setting_table(listed: list[Any]) -> Table:
+    """Every setting, a row each."""
+    table = Table("setting", "default", "what it does", box=None, pad_edge=False)
+    for s in listed:
+        table.add_row(s.key, escape(s.default), escape(s.about))
+    return table
+
+
+def check_table(result: dict[str, Any]) -> Table:
+    """Every check, a row each."""
+    marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "missing": "[red]missing[/]"}
+    table = Table("", "what", "found", "remedy", box=None, pad_edge=False)
+    for check in result["checks"]:
+        table.add_row(
+            marks.get(check["state"], escape(check["state"])),
+            check["name"],
+            escape(check["value"]),
+            escape(check["remedy"]),
+        )
+    return table
+
+
+CTRL_C = 130
+"""The exit code typer gives a KeyboardInterrupt."""
+
+
+def main() -> None:
+    """Entry point: a fault of the input is one sentence on standard error and a non-zero exit.
+
+    SIGTERM ends the process as an exit does, so that temporary files are removed; training saves first.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        app()
+    except InputError as error:
+        fail(str(error), code=1)
+    except SystemExit as end:
+        if end.code != CTRL_C:
+            raise
+        fail("stopped; what was finished is kept, and the same command continues", code=CTRL_C)
+    except RuntimeError as error:
+        stop_or_raise(error)
+    finally:
+        bars.clear()
+
+
+def fail(text: str, *, code: int) -> NoReturn:
+    """One sentence and an exit code."""
+    bars.clear()
+    screen_console.print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
+    sys.exit(code)
+
+
+def stop_or_raise(error: RuntimeError) -> NoReturn:
+    """A run that a signal stopped exits with the signal's code; any other fault is ours and keeps its traceback."""
+    from druthers.train import Interrupted
+
+    if isinstance(error, Interrupted):
+        bars.clear()
+        screen_console.print(f"[yellow]{escape(str(error))}[/]", soft_wrap=True)
+        sys.exit(128 + error.signal)
+    raise error

@@ -1,0 +1,276 @@
+"""The one tree of settings: TOML and dotted overrides in, complete JSON out.
+
+A recipe is sparse TOML; what it leaves out has the default below. `load` merges recipe and overrides, refuses unknown
+keys with the nearest known name, and returns a frozen `Settings`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from druthers.records import InputError
+
+
+class Section(BaseModel):
+    """A frozen group of settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
+
+
+class ModelSettings(Section):
+    """Which model is trained, and how its weights are held."""
+
+    path: str = Field("default", description="'default' (SmolLM2-135M-Instruct, packaged), a local folder, or a hub id")
+    revision: str | None = Field(None, description="commit, branch or tag on the hub")
+    adapter: Literal["none", "lora"] = Field(
+        "none", description="'none' trains every weight; 'lora' a low-rank adapter"
+    )
+    lora_rank: int = Field(16, ge=1, description="rank of the LoRA matrices")
+    lora_alpha: float = Field(32.0, gt=0, description="LoRA scale numerator: the update is multiplied by alpha / rank")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="compute type; master weights stay float32. "
+        "'auto' is bfloat16 where the machine multiplies it fast",
+    )
+    device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
+
+    @field_validator("adapter", mode="before")
+    @classmethod
+    def _none_is_a_name_here(cls, value: object) -> object:
+        """On the command line `none` unsets a setting; here it is one of the names."""
+        return "none" if value is None else value
+
+
+class DataSettings(Section):
+    """Where the pairs come from and which of them are used."""
+
+    pairs: str = Field("brand-voice", description="a packaged set by name, or a file, folder or URL of pairs")
+    heldout: str | None = Field(
+        None, description="pairs never trained on; when unset, a share of the prompts is held out"
+    )
+    heldout_share: float = Field(0.1, gt=0, lt=1, description="share of prompts held out when `heldout` is unset")
+    format: Literal["auto", "druthers", "trl", "hh"] = Field(
+        "auto", description="form of the rows; 'auto' detects and says"
+    )
+    bad_rows: Literal["stop", "drop"] = Field(
+        "stop", description="a bad row stops the run, or is dropped, counted and kept aside"
+    )
+    limit: int | None = Field(None, ge=1, description="use only the first N training pairs")
+    max_prompt: int = Field(1024, ge=8, description="longest prompt in tokens; a longer one is a bad row")
+    max_response: int = Field(
+        512, ge=2, description="longest response in tokens; a longer one is cut, its end-of-turn kept, and counted"
+    )
+
+
+class SigmoidSettings(Section):
+    """DPO, the sigmoid loss."""
+
+    name: Literal["sigmoid"] = "sigmoid"
+    beta: float = Field(0.1, gt=0, description="strength of the pull to the reference")
+
+
+class IPOSettings(Section):
+    """IPO: squared distance of the log-ratio gap from 1 / (2 beta)."""
+
+    name: Literal["ipo"] = "ipo"
+    beta: float = Field(0.1, gt=0, description="tau of the paper")
+    reduce: Literal["mean", "sum"] = Field("mean", description="log-ratios averaged over response tokens, or summed")
+
+
+LossSettings = Annotated[SigmoidSettings | IPOSettings, Field(discriminator="name")]
+
+
+class TrainSettings(Section):
+    """The optimizer step and its schedule."""
+
+    reference: Literal["auto", "cache", "adapter", "copy"] = Field(
+        "auto",
+        description="reference log-probs: scored once and cached, from the adapter switched off, or from a second copy",
+    )
+    epochs: float = Field(1.0, gt=0, description="passes over the training pairs")
+    max_steps: int | None = Field(None, ge=1, description="stop after this many optimizer steps")
+    pairs_per_step: int = Field(16, ge=1, description="pairs in one optimizer step")
+    token_budget: int = Field(4096, ge=16, description="most padded tokens in one micro-batch")
+    learning_rate: float = Field(5e-6, gt=0, description="peak learning rate")
+    schedule: Literal["linear", "cosine", "constant"] = Field("cosine", description="shape after warm-up")
+    warmup_share: float = Field(0.1, ge=0, lt=1, description="share of the steps that warm up linearly")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
+    clip_norm: float = Field(1.0, gt=0, description="largest global gradient norm")
+    evaluate_every: int | None = Field(None, ge=1, description="steps between evaluations; unset: four in a run")
+    checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints; unset: at each evaluation")
+    best_metric: Literal["loss", "accuracy", "margin"] = Field(
+        "loss", description="held-out metric that picks the kept checkpoint"
+    )
+
+
+class EvaluateSettings(Section):
+    """Answers of base and aligned model to held-out prompts, and their judge."""
+
+    prompts: str | None = Field(None, description="file of prompts; unset: the prompts of the held-out pairs")
+    count: int | None = Field(160, ge=1, description="how many prompts; unset: all of them")
+    rubric: str | None = Field(None, description="rule rubric (TOML) that judges the answers; unset: no win rate")
+    temperature: float = Field(
+        0.7, gt=0, description="temperature of the sampled answers (greedy ones are always made too)"
+    )
+    top_p: float = Field(0.95, gt=0, le=1, description="nucleus of the sampled answers")
+    max_new_tokens: int = Field(128, ge=1, description="longest answer in tokens")
+    batch_size: int = Field(32, ge=1, description="answers generated at once")
+    kl_prompts: int = Field(
+        64, ge=0, description="prompts sampled at temperature 1 to estimate the KL to the reference; 0: none"
+    )
+
+
+class Settings(Section):
+    """Everything a run depends on."""
+
+    run: str = Field("runs/align", description="the run directory")
+    seed: int = Field(0, ge=0, description="root of every random draw")
+    threads: int | None = Field(None, ge=1, description="CPU threads; unset: all physical cores")
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    loss: LossSettings = SigmoidSettings()
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+
+
+def known_keys(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
+    """Every dotted key a user can set, the knobs of each loss included.
+
+    >>> "train.learning_rate" in set(known_keys())
+    True
+    """
+    for name, field in section.model_fields.items():
+        options = [
+            t
+            for t in (field.annotation, *get_args(field.annotation))
+            if isinstance(t, type) and issubclass(t, BaseModel)
+        ]
+        for option in options:
+            yield from known_keys(option, f"{prefix}{name}.")
+        if not options:
+            yield f"{prefix}{name}"
+
+
+def load(
+    recipe: str | Path | None = None, overrides: Iterable[str] = (), extra: Mapping[str, Any] | None = None
+) -> Settings:
+    """Recipe (a TOML path or a packaged recipe's name), then `extra` dotted keys, then 'dotted.key=value' overrides.
+
+    Raises InputError for an unknown key (the nearest known one is offered), a wrong type or an unreadable recipe.
+
+    >>> load(overrides=["train.learning_rate=1e-5", "loss.name=ipo"]).loss.name
+    'ipo'
+    """
+    tree = {} if recipe is None else read_recipe(recipe)
+    for key, value in (extra or {}).items():
+        if value is not None:
+            plant(tree, key, value)
+    for override in overrides:
+        key, sign, text = override.partition("=")
+        if not sign:
+            raise InputError(f"{override!r} is not a setting; write dotted.key=value, for example train.epochs=2")
+        plant(tree, key.strip(), parse_value(text.strip()))
+    return validate(tree)
+
+
+def validate(tree: Mapping[str, Any]) -> Settings:
+    """A tree of plain values to Settings; InputError says which key is wrong and what it may be.
+
+    A loss without a name is the default one, so `loss.beta=0.2` alone means what it says.
+    """
+    loss = tree.get("loss")
+    named = {**tree, "loss": {"name": SigmoidSettings().name, **loss}} if isinstance(loss, Mapping) else tree
+    try:
+        return Settings.model_validate(named)
+    except ValidationError as error:
+        raise InputError(explain(error)) from None
+
+
+def explain(error: ValidationError) -> str:
+    """The first fault of a validation error as one sentence with the dotted key."""
+    fault = error.errors()[0]
+    path = [str(part) for part in fault["loc"] if part not in ("sigmoid", "ipo")]
+    key = ".".join(path)
+    if fault["type"] == "extra_forbidden":
+        given = fault["input"]
+        while isinstance(given, Mapping) and given:
+            leaf, given = next(iter(given.items()))
+            key = f"{key}.{leaf}"
+        near = nearest(key)
+        if near == key:
+            return f"{key!r} is a setting of another loss; choose that one with loss.name"
+        return f"unknown setting {key!r}" + (
+            f"; did you mean {near!r}?" if near else "; `druthers doctor --settings` lists them all"
+        )
+    if fault["type"].startswith("union_tag"):
+        return f"loss.name: {fault.get('ctx', {}).get('tag', 'nothing')!r} is not a loss; use 'sigmoid' or 'ipo'"
+    return f"{key} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+
+
+def nearest(key: str) -> str | None:
+    """The known key most like `key`, by the whole path or by its last part."""
+    keys = sorted(set(known_keys()))
+    leaf = key.rpartition(".")[2]
+    same_leaf = [k for k in keys if difflib.get_close_matches(leaf, [k.rpartition(".")[2]], cutoff=0.75)]
+    found = difflib.get_close_matches(key, same_leaf or keys, n=1, cutoff=0.5)
+    return found[0] if found else (same_leaf[0] if same_leaf else None)
+
+
+def plant(tree: dict[str, Any], key: str, value: object) -> None:
+    """Set a dotted key in a nested dict."""
+    *branches, leaf = key.split(".")
+    for branch in branches:
+        tree = tree.setdefault(branch, {})
+        if not isinstance(tree, dict):
+            raise InputError(f"{key!r}: {branch!r} is a value, not a group of settings")
+    tree[leaf] = value
+
+
+def parse_value(text: str) -> object:
+    """A value written on the command line: TOML if it parses, otherwise (and for dates) the text; 'none' is unset.
+
+    >>> parse_value("1e-5"), parse_value("true"), parse_value("data/my pairs.jsonl"), parse_value("none")
+    (1e-05, True, 'data/my pairs.jsonl', None)
+    """
+    if text.lower() in ("none", "null"):
+        return None
+    try:
+        tree = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    plain = tree.keys() == {"value"} and isinstance(tree["value"], bool | int | float | str | list | dict)
+    return tree["value"] if plain else text
+
+
+def recipe_names() -> list[str]:
+    """Names of the packaged recipes."""
+    folder = resources.files("druthers") / "recipes"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def read_recipe(recipe: str | Path) -> dict[str, Any]:
+    """A recipe file, or a packaged recipe by name, as a tree of plain values."""
+    path = Path(recipe)
+    if str(recipe) in recipe_names():
+        path = Path(str(resources.files("druthers") / "recipes" / f"{recipe}.toml"))
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"recipe {str(recipe)!r} is neither a file nor one of {', '.join(recipe_names())}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{recipe}: not valid TOML: {error}") from None
+    except OSError as error:
+        raise InputError(f"{recipe}: cannot be read: {error.strerror}") from None
+
+
+def to_json(settings: Settings) -> str:
+    """Complete JSON, every default written out."""
+    return json.dumps(settings.model_dump(mode="json"), indent=2) + "\n"

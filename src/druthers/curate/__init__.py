@@ -1,0 +1,270 @@
+"""Rows to clean pairs: import, check, remove duplicates and leaks, split; every row that is not kept has a reason."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, cast
+
+import numpy as np
+
+from druthers import storage
+from druthers.config import DataSettings, Settings
+from druthers.curate.importers import Form, Imported, RowFault, detect, read_pair
+from druthers.curate.ledger import Ledger, Shelf
+from druthers.curate.ranking import pairs_from_ranking
+from druthers.curate.split import draw, threshold
+from druthers.records import InputError, Pair, assistant, user
+from druthers.storage import Line, Source
+from druthers.tokens import TokenizedPair, Tokenizer, check_text, encode_prompt, encode_response, tokenize
+
+__all__ = ["CurateSummary", "curate", "pairs_from_ranking"]
+
+Progress = Callable[[int, int], None]
+LOOKS = 100
+EVERY = 64
+
+
+@dataclass(frozen=True)
+class CurateSummary:
+    """What went in and what came out; written as `summary.json`.
+
+    rows = train + heldout + all rejected + beyond_limit. Token counts are those of the kept pairs, responses after the
+    cut to `data.max_response`; `longer_chosen` is the share of kept pairs whose chosen response has more tokens.
+    """
+
+    source: str
+    heldout_source: str | None
+    format: Form
+    rows: int
+    kept: int
+    train: int
+    heldout: int
+    beyond_limit: int
+    rejected: dict[str, int]
+    prompts: dict[str, int]
+    tokens: dict[str, float]
+    cut: dict[str, int]
+    longer_chosen: float
+    margin: dict[str, float]
+    ignored_columns: dict[str, int]
+    joined_turns: int
+
+
+def curate(settings: Settings, *, out: Path, tokenizer: Tokenizer, progress: Progress | None = None) -> CurateSummary:
+    """The pairs of `settings.data` as `train.jsonl`, `heldout.jsonl`, `rejected.jsonl` and `summary.json` in `out`.
+
+    The same input and settings give the same bytes. `progress` is called with (rows done, rows in all or 0 if unknown).
+    Raises InputError for a bad file, for the first bad row unless `data.bad_rows` is "drop", and when nothing is left
+    to train on or to hold out; then none of the files appears.
+    """
+    data = settings.data
+    found = storage.locate(data.pairs)
+    source = Source(found.train, data.heldout or found.heldout)
+    _probe(tokenizer)
+    with contextlib.ExitStack() as stack:
+        files = {
+            name: stack.enter_context(storage.replacing(out / f"{name}.jsonl"))
+            for name in ("rejected", "heldout", "train")
+        }
+        ledger = Ledger(files["rejected"], stop=data.bad_rows == "stop")
+        held, main = (Shelf(cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile(dir=out)))) for _ in range(2))
+        tell = _teller(source, ledger, progress)
+        _fill(held, main, source, data, ledger, tokenizer=tokenizer, seed=settings.seed, tell=tell)
+        bound = (
+            0 if source.heldout else threshold(main.draws, share=data.heldout_share, name=_name(source.train, ledger))
+        )
+        sides = _deal(held, main, files, bound=bound, limit=data.limit, ledger=ledger)
+        _check_filled(sides, source, ledger)
+        summary = _summarize(sides, held, main, source=source, given=data, ledger=ledger)
+    storage.write_json(out / "summary.json", asdict(summary))
+    return summary
+
+
+def _fill(
+    held: Shelf,
+    main: Shelf,
+    source: Source,
+    data: DataSettings,
+    ledger: Ledger,
+    *,
+    tokenizer: Tokenizer,
+    seed: int,
+    tell: Callable[[], None],
+) -> None:
+    """Read the held-out part (if there is one of its own), then the rest, onto their shelves."""
+    if source.heldout:
+        for line, pair in _pairs(source.heldout, ledger, tell, form=data.format):
+            _shelve(line, pair, held, ledger, number=draw(pair.prompt, seed=seed), data=data, tokenizer=tokenizer)
+    leaks = frozenset(held.draws)
+    bound = 0 if source.heldout else int(data.heldout_share * 2**64)
+    trained = 0
+    for line, pair in _pairs(source.train, ledger, tell, form=data.format):
+        number = draw(pair.prompt, seed=seed)
+        if number in leaks:
+            ledger.refuse(line, RowFault("leak", "the prompt is also among the held-out ones"))
+        elif number >= bound and data.limit is not None and trained >= data.limit:
+            ledger.beyond_limit += 1
+        elif _shelve(line, pair, main, ledger, number=number, data=data, tokenizer=tokenizer):
+            trained += number >= bound
+
+
+def _pairs(
+    path: str, ledger: Ledger, tell: Callable[[], None], *, form: Form | Literal["auto"]
+) -> Iterator[tuple[Line, Pair]]:
+    """The rows of a path that are pairs; the others are booked."""
+    with contextlib.closing(storage.lines(path)) as lines:
+        first = list(itertools.islice(lines, LOOKS if form == "auto" else 0))
+        ledger.form = _form(first) if form == "auto" else form
+        for line in itertools.chain(first, lines):
+            ledger.rows += 1
+            tell()
+            imported = _import(line, ledger)
+            if imported is not None:
+                yield line, imported.pair
+
+
+def _form(first: Iterable[Line]) -> Form:
+    """The form of the first row that has both responses."""
+    telling = (line.row for line in first if not line.fault and {"chosen", "rejected"} <= set(line.row))
+    row = next(telling, None)
+    return "trl" if row is None else detect(row)
+
+
+def _import(line: Line, ledger: Ledger) -> Imported | None:
+    try:
+        if line.fault:
+            raise RowFault("malformed", line.fault)
+        imported = read_pair(line.row, ledger.form)
+    except RowFault as fault:
+        ledger.refuse(line, fault)
+        return None
+    ledger.ignored.update(imported.ignored)
+    ledger.joined += imported.joined
+    return imported
+
+
+def _shelve(
+    line: Line, pair: Pair, shelf: Shelf, ledger: Ledger, *, number: int, data: DataSettings, tokenizer: Tokenizer
+) -> bool:
+    """Keep a pair that is new and fits the model; whether it was kept."""
+    try:
+        if bytes.fromhex(pair.id) in shelf.ids:
+            raise RowFault("duplicate", "the same prompt and responses stand in an earlier row")
+        shelf.add(pair, _fit(pair, tokenizer, data), number)
+    except RowFault as fault:
+        ledger.refuse(line, fault)
+        return False
+    return True
+
+
+def _fit(pair: Pair, tokenizer: Tokenizer, data: DataSettings) -> TokenizedPair:
+    try:
+        return tokenize(pair, tokenizer, max_prompt=data.max_prompt, max_response=data.max_response)
+    except InputError as error:
+        raise RowFault(_reason(pair, tokenizer, data), str(error)) from None
+
+
+def _reason(pair: Pair, tokenizer: Tokenizer, data: DataSettings) -> str:
+    """The code of a fault that `tokenize` found, by asking its questions one by one."""
+    try:
+        check_text((*pair.prompt, *pair.chosen, *pair.rejected), tokenizer)
+    except InputError:
+        return "control_tokens"
+    try:
+        if len(encode_prompt(pair.prompt, tokenizer, tools=pair.tools)) > data.max_prompt:
+            return "prompt_too_long"
+        for response in (pair.chosen, pair.rejected):
+            encode_response(pair.prompt, response, tokenizer, tools=pair.tools)
+    except InputError:
+        return "template"
+    return "same_response"
+
+
+def _probe(tokenizer: Tokenizer) -> None:
+    """What is wrong with the tokenizer itself is said before any row is read, and is nobody's row's fault."""
+    pair = Pair(prompt=user("Name a fruit."), chosen=assistant("Plum."), rejected=assistant("Carrot."))
+    tokenize(pair, tokenizer, max_prompt=1 << 20, max_response=1 << 20)
+
+
+def _deal(
+    held: Shelf, main: Shelf, files: dict[str, BinaryIO], *, bound: int, limit: int | None, ledger: Ledger
+) -> dict[str, np.ndarray[Any, np.dtype[np.bool_]]]:
+    """Copy the shelves to the files of the two sides; per side, which pairs of held and then main it got."""
+    files["heldout"].writelines(held.lines())
+    numbers = np.array(main.draws, dtype=np.uint64)
+    heldout = numbers < np.uint64(bound)
+    train = ~heldout & (np.cumsum(~heldout) <= (len(numbers) if limit is None else limit))
+    for line, is_heldout, is_train in zip(main.lines(), heldout, train, strict=True):
+        if is_heldout or is_train:
+            files["heldout" if is_heldout else "train"].write(line)
+    ledger.beyond_limit += int((~heldout & ~train).sum())
+    return {
+        "train": np.concatenate([np.zeros(len(held), dtype=bool), train]),
+        "heldout": np.concatenate([np.ones(len(held), dtype=bool), heldout]),
+    }
+
+
+def _check_filled(sides: dict[str, np.ndarray[Any, np.dtype[np.bool_]]], source: Source, ledger: Ledger) -> None:
+    for side, path in (("train", source.train), ("heldout", source.heldout or source.train)):
+        if not sides[side].any():
+            raise InputError(f"{_name(path, ledger)}: no pair is left for {side}; give more rows")
+
+
+def _name(path: str, ledger: Ledger) -> str:
+    """The source, with what was refused, for a message that too little is left."""
+    refused = ", ".join(f"{count} {reason}" for reason, count in sorted(ledger.reasons.items()))
+    return storage.shown(path) + (f" (refused: {refused}; the first: {ledger.example})" if refused else "")
+
+
+def _summarize(
+    sides: dict[str, np.ndarray[Any, np.dtype[np.bool_]]],
+    held: Shelf,
+    main: Shelf,
+    *,
+    source: Source,
+    given: DataSettings,
+    ledger: Ledger,
+) -> CurateSummary:
+    counts = {side: int(mask.sum()) for side, mask in sides.items()}
+    refused = sum(ledger.reasons.values())
+    assert ledger.rows == sum(counts.values()) + refused + ledger.beyond_limit, "a row was lost"
+    draws = np.array([*held.draws, *main.draws], dtype=np.uint64)
+    table = np.concatenate([held.table(), main.table()])[sides["train"] | sides["heldout"]]
+    lengths = {name: table[:, i] for i, name in enumerate(("prompt", "chosen", "rejected"))}
+    return CurateSummary(
+        source=storage.shown(given.pairs),
+        heldout_source=storage.shown(given.heldout or given.pairs) if source.heldout else None,
+        format=ledger.form,
+        rows=ledger.rows,
+        kept=len(table),
+        train=counts["train"],
+        heldout=counts["heldout"],
+        beyond_limit=ledger.beyond_limit,
+        rejected=dict(sorted(ledger.reasons.items())),
+        prompts={side: len(np.unique(draws[mask])) for side, mask in sides.items()},
+        tokens={f"{name}_mean": round(float(of.mean()), 2) for name, of in lengths.items()}
+        | {f"{name}_max": int(of.max()) for name, of in lengths.items()},
+        cut={"chosen": int(table[:, 3].sum()), "rejected": int(table[:, 4].sum())},
+        longer_chosen=round(float((lengths["chosen"] > lengths["rejected"]).mean()), 4),
+        margin={"mean": round(float(table[:, 5].mean()), 4), "max": round(float(table[:, 5].max()), 4)},
+        ignored_columns=dict(sorted(ledger.ignored.items())),
+        joined_turns=ledger.joined,
+    )
+
+
+def _teller(source: Source, ledger: Ledger, progress: Progress | None) -> Callable[[], None]:
+    """A call for every row that passes on every 64th."""
+    if progress is None:
+        return lambda: None
+    total = sum(storage.count(path) for path in (source.train, source.heldout) if path)
+
+    def tell() -> None:
+        if ledger.rows % EVERY == 0 or ledger.rows == total:
+            progress(ledger.rows, total)
+
+    return tell

@@ -1,0 +1,44 @@
+"""Which prompts are held out: by a seeded hash of the prompt, so the choice never changes as data grows.
+
+The hash is of the prompt with case and white space evened out, so two spellings of one prompt land on the same side and
+a split of one source cannot leak.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+from druthers.records import InputError, Message
+
+WHOLE = 2**64
+
+
+def draw(prompt: Iterable[Message], *, seed: int) -> int:
+    r"""The number of a prompt in [0, 2**64): the same for all spellings that differ only in case and white space.
+
+    >>> from druthers.records import user
+    >>> draw(user("Name a fruit."), seed=0) == draw(user(" name  a FRUIT.\n"), seed=0)
+    True
+    """
+    evened = "\x1e".join(f"{m.role}\x1f{' '.join(m.content.casefold().split())}" for m in prompt)
+    digest = hashlib.blake2b(f"{seed}\x1e{evened}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
+
+
+def threshold(draws: Iterable[int], *, share: float, name: str) -> int:
+    """The bound below which a prompt is held out: `share` of the range, moved as little as lets neither side be empty.
+
+    Raises InputError when there are fewer than two prompts.
+
+    >>> threshold([5, 9], share=0.1, name="pairs.jsonl")  # both lie in the first tenth; the greater one is trained on
+    9
+    """
+    prompts = set(draws)
+    if len(prompts) < 2:
+        raise InputError(
+            f"{name}: holds {len(prompts)} usable prompt{'s' * (len(prompts) != 1)}, but a split into training and "
+            "held-out needs at least 2; give more prompts, or a held-out file as data.heldout"
+        )
+    bound = int(share * WHOLE)
+    return min(max(bound, min(prompts) + 1), max(prompts))

@@ -1,0 +1,137 @@
+"""Held-out pairs and generated answers to log-probabilities, in the one layout that training uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from druthers import models
+from druthers.batching import collate, plan
+from druthers.logprobs import token_logps
+from druthers.losses import Loss, PairTerms
+from druthers.models import Loaded
+from druthers.records import Exchange, InputError, Outcome, assistant
+from druthers.tokens import TokenizedPair, encode_prompt, encode_response
+
+Floats = NDArray[np.float64]
+Progress = Callable[[int, int], None]
+AnswerScorer = Callable[[Sequence[Exchange]], list[Floats]]
+"""Answers to the log-probabilities of their tokens in nats, one array each; empty for one that cannot be scored."""
+
+
+def score_outcomes(
+    pairs: Sequence[TokenizedPair],
+    *,
+    policy: Loaded,
+    reference: Loaded,
+    inside: Callable[[Loaded], AbstractContextManager[object]],
+    loss: Loss,
+    step: int,
+    token_budget: int,
+    progress: Progress | None = None,
+) -> list[Outcome]:
+    """Held-out outcomes of `policy` at `step`, scored now; the same rows that training writes at its evaluations.
+
+    The reference is scored within `inside(reference)`, which uncovers the base model beneath an adapter.
+    """
+    policy_CB = models.score_pairs(policy, pairs, token_budget=token_budget, progress=progress)
+    with inside(reference):
+        reference_CB = models.score_pairs(reference, pairs, token_budget=token_budget)
+    return outcomes_of(pairs, policy_CB=policy_CB, reference_CB=reference_CB, loss=loss, step=step)
+
+
+def outcomes_of(
+    pairs: Sequence[TokenizedPair], *, policy_CB: Floats, reference_CB: Floats, loss: Loss, step: int
+) -> list[Outcome]:
+    """Log-probabilities of both models, each (2, B), to one `Outcome` a pair."""
+    terms = terms_of(pairs)
+    loss_B = loss.of(torch.from_numpy(policy_CB), torch.from_numpy(reference_CB), terms).tolist()
+    ratio_CB = policy_CB - reference_CB
+    return [
+        Outcome(
+            pair_id=pair.id,
+            step=step,
+            split="heldout",
+            logp_chosen=float(policy_CB[0, i]),
+            logp_rejected=float(policy_CB[1, i]),
+            logratio_chosen=float(ratio_CB[0, i]),
+            logratio_rejected=float(ratio_CB[1, i]),
+            length_chosen=sum(pair.chosen_scored),
+            length_rejected=sum(pair.rejected_scored),
+            loss=float(loss_B[i]),
+        )
+        for i, pair in enumerate(pairs)
+    ]
+
+
+def terms_of(pairs: Sequence[TokenizedPair]) -> PairTerms:
+    """The graded fields of the pairs, float64."""
+
+    def column(values: list[Any]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float64)
+
+    return PairTerms(
+        p_B=column([pair.p for pair in pairs]),
+        margin_B=column([pair.margin for pair in pairs]),
+        length_CB=column([[sum(pair.chosen_scored) for pair in pairs], [sum(pair.rejected_scored) for pair in pairs]]),
+    )
+
+
+@torch.no_grad()
+def answer_logps(answers: Sequence[Exchange], *, loaded: Loaded, token_budget: int) -> list[Floats]:
+    """Log-probability of every token of every answer under the model, in nats.
+
+    The answers' text is tokenised again, so two models that score the same answers score the same tokens; the
+    end-of-turn token counts for a finished answer and is left out for one that ran into the length limit. Two answers
+    to one prompt share a row pair, as chosen and rejected do in training.
+    """
+    found: list[Floats] = [np.empty(0)] * len(answers)
+    cells = list(row_pairs(answers, loaded.tokenizer))
+    pairs = [pair for _, pair in cells]
+    for group in plan(pairs, token_budget=token_budget):
+        batch = collate([pairs[i] for i in group], pad_id=loaded.pad_id, device=loaded.device)
+        with models.computing(loaded):
+            logp_N = token_logps(loaded.scorer, batch).double().cpu().numpy()
+        parts = np.split(logp_N, np.cumsum(batch.length_CB.flatten().cpu().numpy())[:-1])
+        for row, (i, side) in enumerate((i, side) for side in (0, 1) for i in group):
+            where = cells[i][0][side]
+            if where is not None:
+                found[where] = parts[row]
+    return found
+
+
+def row_pairs(answers: Sequence[Exchange], tokenizer: Any) -> Iterator[tuple[tuple[int, int | None], TokenizedPair]]:
+    """Answers two by two where they share a prompt, as (their indices, their tokens); unscorable ones left out."""
+    waiting: dict[str, tuple[int, list[int]]] = {}
+    for i, answer in enumerate(answers):
+        ids = answer_ids(answer, tokenizer)
+        if not ids:
+            continue
+        key = answer.prompt_id
+        if key not in waiting:
+            waiting[key] = (i, ids)
+            continue
+        first, first_ids = waiting.pop(key)
+        yield (first, i), row_pair(answers[first], first_ids, ids, tokenizer)
+    for i, ids in waiting.values():
+        yield (i, None), row_pair(answers[i], ids, [], tokenizer)
+
+
+def row_pair(answer: Exchange, first: list[int], second: list[int], tokenizer: Any) -> TokenizedPair:
+    """Two responses to the prompt of `answer`, every token of them scored; the second may be empty."""
+    prompt = tuple(encode_prompt(answer.prompt, tokenizer))
+    return TokenizedPair("", prompt, tuple(first), tuple(second), (True,) * len(first), (True,) * len(second))
+
+
+def answer_ids(answer: Exchange, tokenizer: Any) -> list[int]:
+    """Token ids of an answer as the chat template writes it; empty when its text spells out a control token."""
+    try:
+        ids, _ = encode_response(answer.prompt, assistant(answer.response), tokenizer)
+    except InputError:
+        return []
+    return ids if answer.finished else ids[:-1]

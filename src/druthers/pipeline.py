@@ -1,0 +1,435 @@
+"""The main job: curate, train, evaluate, report, in order, each skipped where its result already stands in the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import hashlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import transformers
+
+from druthers import models, storage
+from druthers.config import ModelSettings, Settings
+from druthers.curate import curate
+from druthers.evaluate import evaluate
+from druthers.judges import load_rubric
+from druthers.models import Loaded
+from druthers.records import InputError, Pair, Prompt
+from druthers.report import write_report
+from druthers.run import Run, environment, input_note, note_code, open_run
+from druthers.tokens import TokenizedPair, tokenize
+from druthers.train import train
+from druthers.train.checkpoint import best
+
+Bar = Callable[[int, int], None]
+
+
+class Screen(Protocol):
+    """Where progress is shown."""
+
+    def stage(self, text: str) -> None:
+        """A stage begins."""
+
+    def say(self, text: str) -> None:
+        """One line of what was found or derived."""
+
+    def bar(self, label: str) -> Bar:
+        """A progress bar: call it with (done, total)."""
+
+    def clear(self) -> None:
+        """The bars of the stage are done."""
+
+
+def align(settings: Settings, *, screen: Screen) -> dict[str, Any]:
+    """curate -> train -> evaluate -> report in one run directory; returns the summary with the path of the report."""
+    prepare(settings)
+    with open_run(settings) as run:
+        check_evaluation(run, settings)
+        curate_stage(run, settings, screen=screen)
+        trained = train_stage(run, settings, screen=screen)
+        evaluate_stage(run, settings, screen=screen, policy=trained)
+        return report_stage(run, screen=screen)
+
+
+def prepare(settings: Settings) -> None:
+    """Threads, and denormal numbers flushed to zero (they slow a CPU and carry nothing)."""
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    torch.set_flush_denormal(True)
+    models.quiet()
+
+
+def check_evaluation(run: Run, settings: Settings) -> None:
+    """Read the rubric and the prompts now: a fault in them must not wait until the training is done."""
+    own = settings.evaluate
+    if run.has("data/summary.json"):
+        return
+    if own.rubric is not None:
+        load_rubric(own.rubric)
+    if own.prompts is not None:
+        for _ in storage.read(own.prompts, Prompt):
+            pass
+
+
+def timed(run: Run, stage: str, *, since: float) -> None:
+    """Note how long a stage took."""
+    run.update_summary({"seconds": {stage: round(time.monotonic() - since, 1)}})
+
+
+def curate_stage(run: Run, settings: Settings, *, screen: Screen) -> dict[str, Any]:
+    """data/train.jsonl, heldout.jsonl, rejected.jsonl and summary.json; returns the summary."""
+    if not run.has("data/summary.json"):
+        screen.stage("curate")
+        since = time.monotonic()
+        tokenizer = models.load_tokenizer(settings.model)
+        models.check_model(settings.model)
+        curate(settings, out=run.path("data/summary.json").parent, tokenizer=tokenizer, progress=screen.bar("rows"))
+        screen.clear()
+        timed(run, "curate", since=since)
+    found = run.json("data/summary.json")
+    rejected = sum(found["rejected"].values())
+    run.update_summary({"pairs": {"train": found["train"], "heldout": found["heldout"], "rejected": rejected}})
+    screen.say(
+        f"{found['train']:,} training pairs, {found['heldout']:,} held out, {rejected:,} set aside "
+        f"({found['format']} rows from {settings.data.pairs})"
+    )
+    for reason, count in sorted(found["rejected"].items()):
+        screen.say(f"  {count:,} {reason.replace('_', ' ')} (data/rejected.jsonl says why)")
+    if sum(found["cut"].values()):
+        cut = f"{found['cut']['chosen']:,} chosen, {found['cut']['rejected']:,} rejected responses"
+        screen.say(f"  cut to {settings.data.max_response} tokens: {cut}")
+    return found
+
+
+def read_pairs(run: Run, part: str, tokenizer: Any, settings: Settings) -> list[TokenizedPair]:
+    """One side of the curated data as token ids."""
+    limits = settings.data
+    pairs = storage.read(str(run.path(f"data/{part}.jsonl")), Pair)
+    return [tokenize(pair, tokenizer, max_prompt=limits.max_prompt, max_response=limits.max_response) for pair in pairs]
+
+
+def train_stage(run: Run, settings: Settings, *, screen: Screen) -> Loaded | None:
+    """Checkpoints, metrics and outcomes; the policy at its best checkpoint, or None when all that stood already."""
+    if "train" in run.summary():
+        return None
+    screen.stage("train")
+    since = time.monotonic()
+    policy = models.load(settings.model, seed=settings.seed)
+    note_inputs(run, settings, policy)
+    pairs, heldout = (read_pairs(run, part, policy.tokenizer, settings) for part in ("train", "heldout"))
+    say_plan(settings, policy, pairs, screen=screen)
+    section = train(
+        run,
+        settings,
+        policy,
+        pairs=pairs,
+        heldout=heldout,
+        note=watcher(screen, settings, len(pairs)),
+        scoring=screen.bar("reference log-probs"),
+    )
+    screen.clear()
+    run.update_summary({"train": section})
+    timed(run, "train", since=since)
+    screen.say(
+        f"{section['steps']} steps at {section['pairs_per_second']:.2f} pairs/s; "
+        f"best checkpoint: step {section['best_step']}"
+    )
+    models.restore_trainable(policy, best(run.folder) / "weights.safetensors")
+    gc.collect()
+    return policy
+
+
+def note_inputs(run: Run, settings: Settings, policy: Loaded) -> None:
+    """environment.json, inputs.json and code.diff; a run that is continued must be on the same weights."""
+    check_same_model(run, policy)
+    where = storage.locate(settings.data.pairs)
+    heldout = settings.data.heldout or where.heldout
+    template = hashlib.sha256(policy.tokenizer.chat_template.encode()).hexdigest()
+    size = sum(weight.numel() for weight in policy.causal.parameters())
+    note = {
+        "pairs": input_note(settings.data.pairs, run.path("data/train.jsonl")),
+        "heldout": None if heldout is None else input_note(heldout, run.path("data/heldout.jsonl")),
+        "model": {"name": policy.name, "sha256": policy.sha, "parameters": size},
+        "chat_template_sha256": template,
+    }
+    storage.write_json(run.path("inputs.json"), note)
+    world = environment(
+        device=str(policy.device),
+        precision=str(policy.compute).removeprefix("torch."),
+        attention=str(policy.causal.config._attn_implementation),
+        threads=torch.get_num_threads(),
+        torch_version=torch.__version__,
+        transformers_version=transformers.__version__,
+    )
+    storage.write_json(run.path("environment.json"), world)
+    note_code(run)
+
+
+def say_plan(settings: Settings, policy: Loaded, pairs: list[TokenizedPair], *, screen: Screen) -> None:
+    """Print what follows from the settings before the first step."""
+    t = settings.train
+    trained = sum(weight.numel() for weight in models.trainable(policy).values())
+    tokens = sum(2 * len(pair.prompt) + len(pair.chosen) + len(pair.rejected) for pair in pairs)
+    screen.say(
+        f"{policy.name}: {trained / 1e6:.1f} M weights trained ({'LoRA' if policy.adapted else 'all'}), "
+        f"{str(policy.compute).removeprefix('torch.')} compute on {policy.device}, {torch.get_num_threads()} threads"
+    )
+    screen.say(
+        f"{len(pairs):,} pairs, {tokens:,} tokens an epoch, {t.pairs_per_step} pairs a step, {t.epochs:g} epochs, "
+        f"{settings.loss.name} loss, learning rate {t.learning_rate:g}"
+    )
+
+
+def watcher(screen: Screen, settings: Settings, count: int) -> Callable[[dict[str, Any]], None]:
+    """A callback that moves the training bar and says each evaluation."""
+    from druthers.train.loop import make_schedule
+
+    bar, total = screen.bar("steps"), make_schedule(count, settings.train).total
+
+    def note(row: dict[str, Any]) -> None:
+        if row["split"] == "train":
+            bar(row["step"], total)
+        elif row["step"]:
+            screen.say(
+                f"step {row['step']}: held-out loss {row['loss']:.4f}, accuracy {row['rewards/accuracies']:.1%}, "
+                f"margin {row['rewards/margins']:+.3f}"
+            )
+
+    return note
+
+
+def load_policy(run: Run) -> Loaded:
+    """The aligned model of a finished run: base weights with the best checkpoint on top."""
+    weights = best(run.folder) / "weights.safetensors"
+    policy = models.load(run.settings().model)
+    check_same_model(run, policy)
+    models.restore_trainable(policy, weights)
+    return policy
+
+
+def check_same_model(run: Run, policy: Loaded) -> None:
+    """Checkpoints and log-probs of a run belong to the base weights it began with; raises InputError for others."""
+    began = run.json("inputs.json")["model"]["sha256"] if run.has("inputs.json") else policy.sha
+    if began != policy.sha:
+        raise InputError(
+            f"{run.folder} was begun with other weights of {policy.name!r} ({began[:12]}, now {policy.sha[:12]}); "
+            "restore those weights, or start a new run with run=FOLDER"
+        )
+
+
+def load_base(policy: Loaded, settings: Settings) -> Loaded:
+    """The reference beside a policy: the same object under an adapter (switched off where needed), or a fresh load."""
+    return policy if policy.adapted else models.load(settings.model)
+
+
+def evaluate_stage(run: Run, settings: Settings, *, screen: Screen, policy: Loaded | None) -> None:
+    """evaluation/ and the headline keys of the summary."""
+    found = run.summary()
+    if "verdict" in found:
+        return
+    if "train" not in found:
+        raise InputError(f"{run.folder} is not trained to its end; run `druthers train` or `druthers align` first")
+    screen.stage("evaluate")
+    since = time.monotonic()
+    policy = policy or load_policy(run)
+    cache = storage.cache_folder("answers")
+    headline = evaluate(
+        run,
+        settings=settings,
+        policy=policy,
+        reference=load_base(policy, settings),
+        progress=screen.bar("answers"),
+        cache=cache,
+    )
+    screen.clear()
+    run.update_summary(headline)
+    timed(run, "evaluate", since=since)
+    peak = max(found["train"]["peak_memory_gib"], peak_memory_gib())
+    run.update_summary({"train": {"peak_memory_gib": peak}})
+
+
+def peak_memory_gib() -> float:
+    """The most memory this process has held, in GiB."""
+    from druthers.train.loop import peak_memory_gib as measured
+
+    return round(measured(), 3)
+
+
+def report_stage(run: Run, *, screen: Screen) -> dict[str, Any]:
+    """report.html; returns the summary with the run directory and the path of the report."""
+    screen.stage("report")
+    since = time.monotonic()
+    page = write_report(run.folder)
+    timed(run, "report", since=since)
+    return {**run.summary(), "run": str(run.folder), "report": str(page)}
+
+
+def export(run: Run, folder: Path) -> dict[str, Any]:
+    """A merged Hugging Face folder of the aligned model with its card."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is not an empty folder; name a new one")
+    prepare(run.settings())
+    policy = load_policy(run)
+    models.save_folder(policy, folder, card=model_card(run, policy))
+    return {
+        "folder": str(folder),
+        "run": str(run.folder),
+        "model": policy.name,
+        "step": run.json("checkpoints/best.json")["step"],
+    }
+
+
+def model_card(run: Run, policy: Loaded) -> str:
+    """README.md of an exported model: what it is, what it was trained on, what was measured, what is not known."""
+    settings, summary = run.settings(), run.summary()
+    win, heldout, counts = summary.get("win_rate") or {}, summary.get("heldout", {}), summary.get("pairs", {})
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "tags: [dpo, preference-alignment, druthers]",
+        "---",
+        "",
+        f"# {policy.name}, aligned with `{settings.data.pairs}`",
+        "",
+        f"Base model: {policy.name} (weights SHA-256 `{policy.sha[:16]}`); its licence applies to this model too.",
+        f"Method: Direct Preference Optimization ({settings.loss.name} loss, beta {settings.loss.beta:g}), "
+        f"{'LoRA adapter merged in float32' if policy.adapted else 'all weights trained'}, "
+        f"learning rate {settings.train.learning_rate:g}, {settings.train.epochs:g} epochs, "
+        f"checkpoint of step {run.json('checkpoints/best.json')['step']}.",
+        f"Data: {counts.get('train')} training pairs, {counts.get('heldout')} held out.",
+        "",
+        "| measured on held-out data | value | 95 % interval | n |",
+        "|---|---|---|---|",
+        *(
+            card_row(name, found)
+            for name, found in (
+                ("win rate over the base model", win),
+                ("implicit reward accuracy", heldout.get("accuracy", {})),
+            )
+        ),
+        "",
+        "The win rate is by the rule rubric of the run, not by people. "
+        "Nothing here was measured about facts, safety or other languages than the data's.",
+        "",
+        f"Made with druthers {run.json('environment.json').get('druthers', '')}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def card_row(name: str, found: dict[str, Any]) -> str:
+    """One line of the card's table."""
+    if found.get("value") is None:
+        return f"| {name} | not measured | | |"
+    return f"| {name} | {found['value']:.1%} | {found['low']:.1%} to {found['high']:.1%} | {found['n']} |"
+
+
+def sample(
+    prompts: str,
+    out: Path,
+    *,
+    model: ModelSettings,
+    samples: int,
+    temperature: float,
+    top_p: float,
+    max_new_tokens: int,
+    batch_size: int,
+    seed: int,
+    limit: int | None,
+    screen: Screen,
+) -> dict[str, Any]:
+    """Responses of a model to a file of prompts, as unrated `Candidates`."""
+    from itertools import islice
+
+    from druthers.generation import transformers_generator
+    from druthers.records import Candidate, Candidates
+
+    asked = list(islice(storage.read(prompts, Prompt), limit))
+    loaded = models.load(model)
+    generate = transformers_generator(loaded, batch_size=batch_size, model_name=loaded.name)
+    answers = generate(
+        [row.prompt for row in asked],
+        samples=samples,
+        temperature=temperature,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        progress=screen.bar("answers"),
+    )
+    screen.clear()
+    rows = (
+        Candidates(
+            prompt=row.prompt,
+            group=row.group,
+            responses=tuple(Candidate(content=a.response, source=loaded.name) for a in some),
+        )
+        for row, some in zip(asked, answers, strict=True)
+    )
+    written = storage.write(out, rows)
+    return dataclasses.asdict(written) | {"prompts": len(asked), "samples": samples, "model": loaded.name}
+
+
+def judge(
+    candidates: str, out: Path, *, rubric: str, margin_scale: float, extremes: str, screen: Screen
+) -> dict[str, Any]:
+    """Rated candidates to graded pairs; prompts whose responses all tie give none and are counted."""
+    from druthers.curate import pairs_from_ranking
+    from druthers.judges import rate
+    from druthers.records import Candidates
+
+    rules, tied, prompts = load_rubric(rubric), 0, 0
+    pairs: list[Pair] = []
+    bar = screen.bar("prompts")
+    for row in storage.read(candidates, Candidates):
+        found = pairs_from_ranking(
+            rate(rules, row), margin_scale=margin_scale, pick="extremes" if extremes == "extremes" else "all"
+        )
+        pairs += found
+        prompts, tied = prompts + 1, tied + (not found)
+        bar(prompts, 0)
+    screen.clear()
+    if not pairs:
+        raise InputError(
+            f"{candidates}: the rubric {rubric!r} ties every response of all {prompts} prompts, "
+            "so there is nothing to learn; sample more responses or sharpen the rubric"
+        )
+    written = storage.write(out, pairs)
+    return dataclasses.asdict(written) | {"prompts": prompts, "tied_prompts": tied, "rubric": rules.name}
+
+
+def answer_both(run: Run, *, seed: int) -> Callable[[tuple[Any, ...], tuple[Any, ...]], tuple[str, str]]:
+    """A function from two conversations (base's and aligned's) to the next answer of each, for `chat`."""
+    from druthers.generation import transformers_generator
+
+    settings = run.settings()
+    prepare(settings)
+    policy = load_policy(run)
+    base = load_base(policy, settings)
+    own = settings.evaluate
+
+    def one(loaded: Loaded, messages: tuple[Any, ...], name: str) -> str:
+        generate = transformers_generator(loaded, batch_size=1, model_name=name)
+        found = generate(
+            [messages],
+            samples=1,
+            temperature=own.temperature,
+            top_p=own.top_p,
+            max_new_tokens=own.max_new_tokens,
+            seed=seed,
+        )
+        return found[0][0].response
+
+    def both(to_base: tuple[Any, ...], to_aligned: tuple[Any, ...]) -> tuple[str, str]:
+        if policy.adapted:
+            with models.adapter_off(policy):
+                first = one(policy, to_base, "base")
+            return first, one(policy, to_aligned, "aligned")
+        return one(base, to_base, "base"), one(policy, to_aligned, "aligned")
+
+    return both

@@ -1,0 +1,264 @@
+"""What stands on one line of a file.
+
+Every record is frozen, refuses unknown keys, and its id is a hash of its content, so the same line has the same id on
+every machine. `InputError` is the one exception for bad input: its text is one sentence a user can act on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+class InputError(ValueError):
+    """Bad input from outside; the text names the value, the rule and the remedy in one sentence."""
+
+
+def content_id(content: object) -> str:
+    """First 24 hex digits of the SHA-256 of canonical JSON.
+
+    >>> content_id({"b": 1, "a": "é"}) == content_id({"a": "é", "b": 1})
+    True
+    """
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:24]
+
+
+class Record(BaseModel):
+    """Base of every line: frozen, no unknown keys, no coercion of one type into another."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    def line(self) -> dict[str, Any]:
+        """The record as it is written: JSON values, defaults left out, the id first where there is one."""
+        body = self.model_dump(mode="json", exclude_defaults=True)
+        own = getattr(self, "id", None)
+        return body if own is None else {"id": own, **{k: v for k, v in body.items() if k != "id"}}
+
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+class Message(Record):
+    """One turn of a conversation, in the form chat templates read.
+
+    >>> Message(role="user", content="My kettle leaks.").content
+    'My kettle leaks.'
+    """
+
+    role: Role
+    content: str
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+    def template_form(self) -> dict[str, Any]:
+        """The dict a chat template expects: only the keys that are set."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+Messages = Annotated[tuple[Message, ...], Field(min_length=1, strict=False)]
+
+
+def user(text: str) -> tuple[Message, ...]:
+    """A prompt of one user turn."""
+    return (Message(role="user", content=text),)
+
+
+def assistant(text: str) -> tuple[Message, ...]:
+    """A response of one assistant turn."""
+    return (Message(role="assistant", content=text),)
+
+
+def text_of(messages: Iterable[Message]) -> str:
+    """The contents of the messages, joined by newlines."""
+    return "\n".join(message.content for message in messages)
+
+
+def check_prompt(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """A prompt: an optional system turn, then user, assistant and tool turns, ending before the assistant speaks.
+
+    Raises ValueError naming the turn that is out of order.
+    """
+    for i, message in enumerate(messages):
+        before = messages[i - 1].role if i else None
+        if message.role == "system" and i:
+            raise ValueError(f"turn {i} is 'system', but a system turn may only come first")
+        if message.role == "tool" and before not in ("assistant", "tool"):
+            raise ValueError(f"turn {i} is 'tool', but a tool turn must follow an assistant turn")
+        if message.role == "assistant" and before not in ("user", "tool"):
+            raise ValueError(f"turn {i} is 'assistant' after {before!r}, but an assistant turn must follow a user turn")
+        if message.role == "user" and before == "user":
+            raise ValueError(f"turns {i - 1} and {i} are both 'user', but turns must alternate")
+    if messages[-1].role not in ("user", "tool"):
+        raise ValueError(
+            f"the prompt ends with a turn of {messages[-1].role!r}, but it must end with a user or tool turn"
+        )
+    return messages
+
+
+def check_response(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """A response: assistant (and tool) turns, beginning and ending with the assistant, not empty."""
+    if messages[0].role != "assistant" or messages[-1].role != "assistant":
+        raise ValueError("a response must begin and end with an assistant turn")
+    if any(m.role not in ("assistant", "tool") for m in messages):
+        raise ValueError("a response may hold only assistant and tool turns")
+    for i, (before, after) in enumerate(itertools.pairwise(messages)):
+        if before.role == after.role == "assistant":
+            raise ValueError(f"turns {i} and {i + 1} are both 'assistant', but turns must alternate")
+    if not messages[-1].content.strip() and not messages[-1].tool_calls:
+        raise ValueError("the response is empty; remove the row or write an answer")
+    return messages
+
+
+class Pair(Record):
+    """A prompt with a preferred and a non-preferred response.
+
+    `p` is the probability that `chosen` is truly better (1 certain, 0.5 a tie), `margin` how much better in units of
+    the reward beta * log(policy / reference), `weight` how much the pair counts. The id is a hash of prompt, chosen,
+    rejected and tools, so the same comparison with another weight keeps its id.
+
+    >>> pair = Pair(prompt=user("Name a fruit."), chosen=assistant("Plum."), rejected=assistant("Carrot."))
+    >>> pair.swap().chosen[0].content, round(pair.swap().p, 1), len(pair.id)
+    ('Carrot.', 0.0, 24)
+    """
+
+    id: str = ""
+    prompt: Messages
+    chosen: Messages
+    rejected: Messages
+    p: float = Field(1.0, ge=0, le=1)
+    margin: float = Field(0.0, ge=0)
+    weight: float = Field(1.0, ge=0)
+    group: str = ""
+    criterion: str = ""
+    source: str = ""
+    tools: list[dict[str, Any]] | None = None
+
+    _prompt = field_validator("prompt")(check_prompt)
+    _responses = field_validator("chosen", "rejected")(check_response)
+
+    @model_validator(mode="after")
+    def _identify(self) -> Self:
+        if self.chosen == self.rejected:
+            raise ValueError("chosen equals rejected, so the pair teaches nothing; remove the row")
+        own = content_id(
+            [[m.template_form() for m in side] for side in (self.prompt, self.chosen, self.rejected)] + [self.tools]
+        )
+        if self.id not in ("", own):
+            raise ValueError(
+                f"id {self.id!r} is not the hash of the content ({own}); leave the id out or restore the text"
+            )
+        object.__setattr__(self, "id", own)
+        return self
+
+    @property
+    def prompt_id(self) -> str:
+        """Hash of the prompt alone: pairs of one prompt share it, and splits go by it."""
+        return content_id([m.template_form() for m in self.prompt])
+
+    def swap(self) -> Pair:
+        """The same knowledge with the sides exchanged: p becomes 1 - p."""
+        if self.margin:
+            raise ValueError("a pair with a margin cannot be swapped: a negative margin has no meaning")
+        exchanged = {"id": "", "chosen": self.rejected, "rejected": self.chosen, "p": 1 - self.p}
+        return Pair.model_validate(dict(self) | exchanged)
+
+
+class Prompt(Record):
+    """A question without an answer: what `sample` reads and held-out evaluation asks."""
+
+    prompt: Messages
+    group: str = ""
+
+    _prompt = field_validator("prompt")(check_prompt)
+
+    @property
+    def prompt_id(self) -> str:
+        """Hash of the messages."""
+        return content_id([m.template_form() for m in self.prompt])
+
+
+class Candidate(Record):
+    """One of N responses to a prompt, with what is known of its worth."""
+
+    content: str
+    score: float | None = None
+    rank: int | None = Field(None, ge=1)
+    rules: dict[str, float] = {}
+    source: str = ""
+
+
+class Candidates(Record):
+    """A prompt with N responses, rated or ranked; what `sample` writes (unrated) and `judge` reads."""
+
+    prompt: Messages
+    responses: Annotated[tuple[Candidate, ...], Field(min_length=1, strict=False)]
+    group: str = ""
+
+    _prompt = field_validator("prompt")(check_prompt)
+
+    @property
+    def prompt_id(self) -> str:
+        """Hash of the messages."""
+        return content_id([m.template_form() for m in self.prompt])
+
+
+class Judgement(Record):
+    """Which of two responses to a prompt is better, and who said so.
+
+    `outcome` is in the canonical frame: "a", "b" or "tie". `consistent` is False when the judge contradicted itself
+    after the sides were exchanged (such a judgement is a tie).
+    """
+
+    prompt_id: str
+    judge: str
+    a: str
+    b: str
+    outcome: Literal["a", "b", "tie"]
+    score_a: float | None = None
+    score_b: float | None = None
+    rules_a: dict[str, float] = {}
+    rules_b: dict[str, float] = {}
+    consistent: bool = True
+
+
+class Outcome(Record):
+    """What one pair did at one step: the row every report joins on.
+
+    Log-probabilities are sums over the scored response tokens, in nats; a log-ratio is policy minus reference.
+    """
+
+    pair_id: str
+    step: int
+    split: Literal["train", "heldout"]
+    logp_chosen: float
+    logp_rejected: float
+    logratio_chosen: float
+    logratio_rejected: float
+    length_chosen: int
+    length_rejected: int
+    loss: float
+
+
+class Exchange(Record):
+    """One generated answer: who was asked what, how it was sampled, and what came back."""
+
+    prompt: Messages
+    response: str
+    model: str
+    seed: int
+    temperature: float
+    tokens: int
+    finished: bool
+    logp: float | None = None
+
+    @property
+    def prompt_id(self) -> str:
+        """Hash of the messages."""
+        return content_id([m.template_form() for m in self.prompt])

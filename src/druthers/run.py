@@ -1,0 +1,232 @@
+"""A run directory: opened by one process at a time, appended to, resumed; all that people read of a run lies in it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from druthers import __version__
+from druthers.config import Settings, to_json, validate
+from druthers.records import InputError
+from druthers.storage import sha256, write_json, write_text
+
+CONFIG = "config.json"
+LOCK = ".lock"
+BEGUN = "data/summary.json"
+FREE = ("run", "threads")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory. Paths are relative to it; JSON files are replaced whole, `metrics.jsonl` is appended to."""
+
+    folder: Path
+
+    def path(self, name: str) -> Path:
+        """A file or folder of the run; its parent folder is made."""
+        place = self.folder / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return place
+
+    def settings(self) -> Settings:
+        """The settings the run was started with."""
+        return validate(self.json(CONFIG))
+
+    def json(self, name: str) -> dict[str, Any]:
+        """A JSON file of the run; raises InputError when it is missing or broken."""
+        try:
+            found = json.loads((self.folder / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(
+                f"{self.folder} has no {name}, so it is not a run directory or that stage has not run; "
+                "name a finished run"
+            ) from None
+        except OSError as error:
+            raise InputError(f"{self.folder / name}: cannot be read: {error.strerror}; name a run directory") from None
+        except ValueError as error:
+            raise InputError(
+                f"{self.folder / name}: not valid JSON ({error}); delete the file and run the stage again"
+            ) from None
+        if not isinstance(found, dict):
+            raise InputError(f"{self.folder / name}: not a JSON object; delete the file and run the stage again")
+        return found
+
+    def has(self, name: str) -> bool:
+        """Whether a file of that name was written."""
+        return (self.folder / name).exists()
+
+    def summary(self) -> dict[str, Any]:
+        """The headline numbers so far."""
+        return self.json("summary.json") if self.has("summary.json") else {}
+
+    def update_summary(self, section: Mapping[str, Any]) -> dict[str, Any]:
+        """Merge keys into summary.json (nested objects are merged too) and return the whole."""
+        whole = merge(self.summary(), section)
+        write_json(self.path("summary.json"), whole)
+        return whole
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        if not self.has("metrics.jsonl"):
+            return []
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """`new` over `old`, going into objects that both have; a measured value with its interval is replaced whole.
+
+    >>> merge({"a": {"x": 1}, "b": 2}, {"a": {"y": 3}})
+    {'a': {'x': 1, 'y': 3}, 'b': 2}
+    """
+    both = {
+        k: merge(old[k], v) if isinstance(v, dict) and isinstance(old.get(k), dict) and "value" not in v else v
+        for k, v in new.items()
+    }
+    return {**old, **both}
+
+
+@contextlib.contextmanager
+def open_run(settings: Settings) -> Iterator[Run]:
+    """Start a run in `settings.run`, or open the same run again to continue it.
+
+    A run that got nowhere (no curated data, because its input was bad) is begun anew with the settings given.
+    Raises InputError when the folder holds something else, a run with other settings (the first difference is named),
+    or is open in another process.
+    """
+    folder = make_folder(settings.run)
+    with locked(folder):
+        sweep(folder)
+        run = Run(folder)
+        if run.has(CONFIG) and run.has(BEGUN):
+            refuse_other(run, settings)
+        else:
+            write_text(run.path(CONFIG), to_json(settings))
+        yield run
+
+
+def make_folder(name: str) -> Path:
+    """The folder of a run, made when it is not there; InputError when something else has the name."""
+    folder = Path(name)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"run directory {folder} is a file; name another with run=FOLDER")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        inside = {entry.name for entry in folder.iterdir()}
+    except OSError as error:
+        raise InputError(
+            f"run directory {folder} cannot be used: {error.strerror}; name another with run=FOLDER"
+        ) from error
+    if inside - {LOCK} and CONFIG not in inside:
+        raise InputError(f"run directory {folder} is not empty and holds no run; name another with run=FOLDER")
+    return folder
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files of a process that was killed; call it with the lock held."""
+    for left in folder.rglob(".*.tmp"):
+        left.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[IO[str]]:
+    """Hold the run directory for this process; the lock goes with the process, however it ends."""
+    try:
+        opened = (folder / LOCK).open("a+")
+    except OSError as error:
+        raise InputError(
+            f"run directory {folder} cannot be written: {error.strerror}; name another with run=FOLDER"
+        ) from error
+    with opened as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise InputError(
+                f"run directory {folder} is in use by process {holder}; wait for it, or name another with run=FOLDER"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield file
+
+
+def refuse_other(run: Run, settings: Settings) -> None:
+    """The settings must be those the run was started with, but for where it lies and how many threads it may use."""
+    old, new = (flat(json.loads(to_json(tree))) for tree in (run.settings(), settings))
+    for key in sorted(old.keys() | new.keys()):
+        was, is_ = old.get(key), new.get(key)
+        if key not in FREE and was != is_:
+            raise InputError(
+                f"run directory {run.folder} holds another run ({key} was {was!r}, now {is_!r}); "
+                "name another with run=FOLDER, or delete it"
+            )
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted keys.
+
+    >>> flat({"a": {"b": 1}, "c": 2})
+    {'a.b': 1, 'c': 2}
+    """
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def environment(
+    *, device: str, precision: str, attention: str, threads: int, torch_version: str, transformers_version: str
+) -> dict[str, Any]:
+    """What the run ran on."""
+    return {
+        "druthers": __version__,
+        "python": platform.python_version(),
+        "torch": torch_version,
+        "transformers": transformers_version,
+        "platform": platform.platform(),
+        "cpu": cpu_name(),
+        "threads": threads,
+        "device": device,
+        "precision": precision,
+        "attention": attention,
+        "commit": git("rev-parse", "HEAD").strip() or None,
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name, where the system tells."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def git(*arguments: str) -> str:
+    """Output of a git command in the checkout of this code, or nothing where it was installed otherwise."""
+    here = Path(__file__).parent
+    if here.parent.name != "src" or not (here.parents[1] / ".git").exists():
+        return ""
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=20, check=False)
+        return done.stdout if done.returncode == 0 else ""
+    return ""
+
+
+def note_code(run: Run) -> None:
+    """Write the uncommitted changes of the code, so that the run can be read back to its source."""
+    write_text(run.path("code.diff"), git("diff", "HEAD", "--", "."))
+
+
+def input_note(path: str, curated: Path) -> dict[str, str]:
+    """An input of the run for inputs.json: where it was read from, and the hash of the curated file it became."""
+    return {"path": path, "sha256": sha256(curated)}

@@ -1,0 +1,690 @@
+"""Records at a path or a URL: JSONL, JSON and Parquet, gz and zst, read as a stream and written atomically.
+
+Any address fsspec knows is read (`file://`, `memory://`, `s3://`, `hf://`, ...). A fault is an `InputError` whose text
+begins with `file:line:` (for Parquet the number of the row). What is written goes to a temporary file in the same
+folder and takes its name only when it is complete and on the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import gzip
+import hashlib
+import http.client
+import io
+import json
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import IO, Any, BinaryIO, Protocol, TypeVar, cast, get_args
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ValidationError
+
+from druthers.records import InputError, Record
+
+R = TypeVar("R", bound=Record)
+KINDS = (".jsonl", ".ndjson", ".json", ".parquet")
+PACKINGS = (".gz", ".zst")
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DAMAGE = (EOFError, OSError, zlib.error, http.client.HTTPException)
+TIMEOUT_SECONDS = 60.0
+FOREIGN = {
+    "httpx": "HTTPError",
+    "httpx2": "HTTPError",
+    "aiohttp": "ClientError",
+    "botocore.exceptions": "BotoCoreError",
+}
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `write` left behind: where, how many rows, and the SHA-256 of the file's bytes."""
+
+    path: str
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a file: its place, and either the row or why there is none (with the text that was there)."""
+
+    where: str
+    row: dict[str, Any]
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where training pairs come from, and the held-out part that belongs to them, if any."""
+
+    train: str
+    heldout: str | None = None
+
+
+class Lined(Protocol):
+    """Anything that knows how it stands on a line; every Record does."""
+
+    def line(self) -> dict[str, Any]:
+        """JSON values by field name."""
+        ...
+
+
+# ---------------------------------------------------------------- reading
+
+
+def rows(path: str) -> Generator[tuple[str, dict[str, Any]]]:
+    """Every row of a file, a folder of files or a URL as ("file:line", row), one at a time.
+
+    Raises InputError at the first line that is not a JSON object, and for a file that is missing, empty, truncated or
+    of an unknown kind.
+    """
+    with contextlib.closing(lines(path)) as found:
+        for line in found:
+            if line.fault:
+                raise InputError(f"{line.where}: {line.fault}")
+            yield line.where, line.row
+
+
+def lines(path: str) -> Generator[Line]:
+    """Like `rows`, but a bad line is handed over with its fault and reading goes on; only a bad file raises."""
+    for file in files(path):
+        with contextlib.closing(_lines_of(file)) as found:
+            first = next(found, None)
+            if first is None:
+                raise InputError(f"{shown(file)}: is empty; give at least one row")
+            yield first
+            yield from found
+
+
+def read(path: str, kind: type[R]) -> Generator[R]:
+    """Every row of `path` as a record of `kind`; a fault reads `file:line: field: why`."""
+    with contextlib.closing(rows(path)) as found:
+        for where, row in found:
+            yield parse(row, kind, where=where)
+
+
+def parse(row: dict[str, Any], kind: type[R], *, where: str) -> R:
+    """One row as a record; InputError says `where: field: why` and offers the nearest field for an unknown one.
+
+    >>> from druthers.records import Pair
+    >>> parse({"promt": []}, Pair, where="a.jsonl:3")
+    Traceback (most recent call last):
+    druthers.records.InputError: a.jsonl:3: promt: unknown field; did you mean 'prompt'?
+    """
+    try:
+        return kind.model_validate(row)
+    except ValidationError as error:
+        raise InputError(f"{where}: {explain(error, kind)}") from None
+
+
+def explain(error: ValidationError, kind: type[BaseModel]) -> str:
+    """The most telling fault of a validation error as `field: why` (an unknown field before a missing one)."""
+    faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+    fault = faults[0]
+    field = ".".join(str(part) for part in fault["loc"])
+    prefix = f"{field}: " if field else ""
+    if fault["type"] == "extra_forbidden":
+        return f"{prefix}unknown field{offer(str(fault['loc'][-1]), _fields_at(kind, fault['loc'][:-1]))}"
+    if fault["type"] == "missing":
+        return f"{prefix}missing field; every line needs it"
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "value_error":
+        return prefix + message
+    return f"{prefix}{message[0].lower()}{message[1:]}, but it is {_brief(fault['input'])}"
+
+
+def offer(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the nearest known one, or all of them.
+
+    >>> offer("chosne", ["chosen", "rejected"]), offer("xyz", ["chosen", "rejected"])
+    ("; did you mean 'chosen'?", '; known are chosen, rejected')
+    """
+    options = list(known)
+    near = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(options)}"
+
+
+def files(path: str) -> list[str]:
+    """The files a path names: itself, or the readable files of a folder in order of name."""
+    with _reading(path):
+        names = _listing(path)
+    if names is None:
+        return [path]
+    readable = [name for name in sorted(names) if _kind(name) and not os.path.basename(name).startswith((".", "_"))]
+    if not readable:
+        raise InputError(f"{shown(path)}: holds no {', '.join(KINDS)} file; give a file or a folder of such files")
+    return readable
+
+
+def locate(source: str) -> Source:
+    """A packaged set by name, a folder holding `train.*` and `heldout.*`, or any other path, which is all training.
+
+    >>> locate("my-pairs.jsonl")
+    Source(train='my-pairs.jsonl', heldout=None)
+    """
+    folder = str(resources.files("druthers") / "data" / source) if source in packaged() else source
+    if source not in packaged() and not os.path.isdir(source):
+        return Source(source)
+    parts = {os.path.basename(name).split(".")[0]: name for name in files(folder)}
+    return Source(parts["train"], parts.get("heldout")) if "train" in parts else Source(folder)
+
+
+def packaged() -> list[str]:
+    """Names of the pair sets that come with druthers."""
+    folder = resources.files("druthers") / "data"
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(("_", ".")))
+
+
+def count(path: str) -> int:
+    """How many rows a local path holds, quickly, for progress bars; 0 where that is not known beforehand."""
+    counts = [_count(file) for file in files(path)] if "://" not in path else [0]
+    return sum(counts) if all(counts) else 0
+
+
+def _count(file: str) -> int:
+    kind = _kind(file)
+    with _reading(file), _open(file) as raw:
+        if kind == ".parquet":
+            return _parquet_count(raw)
+        with contextlib.suppress(*DAMAGE), _unpack(file, raw) as stream:
+            return 0 if kind == ".json" else sum(1 for _ in stream)
+    return 0
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of the bytes of a file or URL; of a folder: of the names and hashes of its files."""
+    name = str(path)
+    found = files(name)
+    if found == [name]:
+        with _reading(name), _open(name) as stream:
+            return hashlib.file_digest(cast(Any, stream), "sha256").hexdigest()
+    listing = "".join(f"{os.path.basename(file)} {sha256(file)}\n" for file in found)
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def shown(path: str) -> str:
+    """A path as messages show it: a URL without its query and without a password."""
+    if not path.startswith(("http://", "https://")):
+        return path
+    parts = urlsplit(path)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _lines_of(file: str) -> Generator[Line]:
+    kind = _kind(file)
+    with _reading(file), _open(file) as raw:
+        if not kind:
+            raise InputError(
+                f"{shown(file)}: unknown kind of file; use {', '.join(KINDS)}, with .gz or .zst after the JSON ones"
+            )
+        if kind == ".parquet":
+            yield from _parquet(shown(file), raw)
+            return
+        with _unpack(file, raw) as stream:
+            text = _array_text(shown(file), stream) if kind == ".json" else None
+            yield from _json_lines(shown(file), stream) if text is None else _array(shown(file), text)
+
+
+def _kind(file: str) -> str:
+    name = shown(file).lower()
+    for packing in PACKINGS:
+        name = name.removesuffix(packing)
+    kind = next((kind for kind in KINDS if name.endswith(kind)), "")
+    return "" if kind == ".parquet" and name != shown(file).lower() else kind
+
+
+def _json_lines(name: str, stream: BinaryIO) -> Iterator[Line]:
+    number = 0
+    try:
+        for number, data in enumerate(stream, 1):
+            if number == 1:
+                data = data.removeprefix(b"\xef\xbb\xbf")
+            if data.strip():
+                yield _json_line(f"{name}:{number}", data)
+    except DAMAGE as error:
+        raise InputError(f"{name}:{number + 1}: {_damage(error)}") from None
+
+
+def _damage(error: Exception) -> str:
+    why = "the compressed data ends early" if isinstance(error, EOFError) else f"cannot be read: {_reason(error)}"
+    return f"{why}; fetch or write the file again"
+
+
+def _json_line(where: str, data: bytes) -> Line:
+    try:
+        row = _loads(data.decode("utf-8").rstrip())
+    except UnicodeDecodeError as error:
+        return _faulty(where, data, f"is not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8")
+    except (ValueError, RecursionError) as error:
+        return _faulty(where, data, f"is not JSON: {_json_fault(error)}")
+    if not isinstance(row, dict):
+        return _faulty(where, data, f"is not a JSON object but {_brief(row)}; write one {{…}} a line")
+    return Line(where, row)
+
+
+def _faulty(where: str, data: bytes, fault: str) -> Line:
+    return Line(where, {"line": data.decode("utf-8", "replace").rstrip("\r\n")}, fault)
+
+
+def _json_fault(error: ValueError | RecursionError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg[0].lower()}{error.msg[1:]} at column {error.colno}"
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def _loads(text: str) -> object:
+    value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    if "\\ud" in text.lower():
+        _check_text(value)
+    return value
+
+
+def _check_text(value: object) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("it holds half of a surrogate pair, which is no character; repair the text") from None
+
+
+def _unique(items: Sequence[tuple[str, object]]) -> dict[str, object]:
+    row = dict(items)
+    if len(row) != len(items):
+        keys = [key for key, _ in items]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one object; keep one")
+    return row
+
+
+def _no_constant(name: str) -> object:
+    raise ValueError(f"{name} is not a JSON number; write a finite number")
+
+
+def _array_text(name: str, stream: BinaryIO) -> bytes | None:
+    """The whole text when a .json file is one array; None when it holds JSON lines (the stream is then untouched)."""
+    try:
+        peeked = cast(io.BufferedReader, stream).peek(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+        return stream.read() if peeked.startswith(b"[") else None
+    except DAMAGE as error:
+        raise InputError(f"{name}: {_damage(error)}") from None
+
+
+def _array(name: str, data: bytes) -> Iterator[Line]:
+    """The objects of a JSON array, each with the line it begins on; held whole, so prefer JSONL for big sets."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = data.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{name}:{number}: is not UTF-8; save the file as UTF-8") from None
+    decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
+    at = _skip(text, text.index("[") + 1)
+    number, counted = 1, 0
+    while text[at : at + 1] != "]":
+        number, counted = number + text.count("\n", counted, at), at
+        where = f"{name}:{number}"
+        try:
+            row, end = decoder.raw_decode(text, at)
+            _check_text(row)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{where}: is not JSON: {_json_fault(error)}") from None
+        yield (
+            Line(where, row) if isinstance(row, dict) else _faulty(where, text[at:end].encode(), "is not a JSON object")
+        )
+        at = _skip(text, end)
+        if text[at : at + 1] == ",":
+            at = _skip(text, at + 1)
+        elif text[at : at + 1] != "]":
+            raise InputError(
+                f"{where}: the array does not go on with ',' or ']' after this object; the file is cut or damaged"
+            )
+
+
+def _skip(text: str, at: int) -> int:
+    while at < len(text) and text[at] in " \t\r\n":
+        at += 1
+    return at
+
+
+def _parquet(name: str, stream: BinaryIO) -> Iterator[Line]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        for batch in pq.ParquetFile(stream).iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield Line(f"{name}:{number}", _without_nulls(row))
+    except (pa.ArrowException, OSError) as error:
+        place = f"{name}:{number + 1}" if number else name
+        raise InputError(f"{place}: is not readable Parquet: {str(error).splitlines()[0]}") from None
+
+
+def _parquet_count(stream: BinaryIO) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return int(pq.ParquetFile(stream).metadata.num_rows)
+    except pa.ArrowException:
+        return 0
+
+
+def _without_nulls(value: Any) -> Any:
+    """A column that is null in a row is a field that is not there; nested structs share one schema, so there too."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _fields_at(kind: type[BaseModel], place: Sequence[int | str]) -> list[str]:
+    """Names of the fields at a place inside a record: ("prompt", 0) leads to those of Message."""
+    for part in place:
+        if isinstance(part, str) and part in kind.model_fields:
+            kind = next(iter(_models_in(kind.model_fields[part].annotation)), kind)
+    return list(kind.model_fields)
+
+
+def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models_in(part)
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+# ---------------------------------------------------------------- opening
+
+
+def _open(path: str) -> BinaryIO:
+    if path.startswith(("http://", "https://")):
+        return _download(path)
+    if "://" not in path:
+        return open(path, "rb")
+    import fsspec
+
+    opened = fsspec.open(path, "rb").open()
+    return cast(BinaryIO, opened)
+
+
+def _download(url: str) -> BinaryIO:
+    """The body of an http address in a temporary file, which can seek (Parquet must) and is gone when closed."""
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer, contextlib.ExitStack() as undo:
+            body = undo.enter_context(tempfile.TemporaryFile())
+            shutil.copyfileobj(answer, body)
+            body.seek(0)
+            undo.pop_all()
+            return cast(BinaryIO, body)
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise OSError(str(error)) from None
+
+
+def _unpack(path: str, raw: BinaryIO) -> BinaryIO:
+    """The plain bytes of a stream, by the suffix of its name."""
+    name = shown(path).lower()
+    if name.endswith(".gz"):
+        return cast(BinaryIO, io.BufferedReader(gzip.GzipFile(fileobj=raw)))
+    if name.endswith(".zst"):
+        import pyarrow as pa
+
+        _need_zstd(path)
+        return cast(BinaryIO, io.BufferedReader(cast(Any, pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd"))))
+    return cast(BinaryIO, io.BufferedReader(cast(Any, raw)))
+
+
+def _need_zstd(path: str) -> None:
+    import pyarrow as pa
+
+    if not pa.Codec.is_available("zstd"):
+        raise InputError(
+            f"{shown(path)}: this pyarrow reads no zstd; use .gz, or install pyarrow from its official wheel"
+        )
+
+
+def _listing(path: str) -> list[str] | None:
+    """Names in a folder, or None when the path is a single file."""
+    if "://" not in path:
+        return [os.path.join(path, name) for name in os.listdir(path)] if os.path.isdir(path) else None
+    if path.startswith(("http://", "https://")) or _kind(path):
+        return None
+    import fsspec
+
+    system, inner = fsspec.core.url_to_fs(path)
+    return [system.unstrip_protocol(name) for name in system.ls(inner, detail=False)] if system.isdir(inner) else None
+
+
+@contextlib.contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Turns what a file system raises into one sentence about the path."""
+    try:
+        yield
+    except FileNotFoundError:
+        names = f", or one of the packaged sets {', '.join(packaged())}" if "/" not in path and packaged() else ""
+        raise InputError(f"{shown(path)}: no such file; give an existing file, folder or URL{names}") from None
+    except ImportError as error:
+        raise InputError(
+            f"{shown(path)}: this kind of address needs a package that is not installed: {error}"
+        ) from None
+    except InputError:
+        raise
+    except _transport_faults() as error:
+        raise InputError(f"{shown(path)}: cannot be read: {_reason(error)}") from None
+    except ValueError as error:
+        if "://" not in path or "rotocol" not in str(error):
+            raise
+        raise InputError(f"{shown(path)}: cannot be read: {error}") from None
+
+
+def _transport_faults() -> tuple[type[Exception], ...]:
+    """What opening may raise: OSError, and what those network libraries that are loaded raise beside it."""
+    loaded = [getattr(sys.modules[module], name) for module, name in FOREIGN.items() if module in sys.modules]
+    return (OSError, http.client.HTTPException, *loaded)
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+
+
+# ---------------------------------------------------------------- writing
+
+
+def write(path: str | Path, records: Iterable[Lined]) -> Written:
+    """Records as JSONL (`.gz`, `.zst` after it) or Parquet by the suffix; nothing appears until all of it is written.
+
+    The same records give the same bytes. Parquet is put together in memory.
+    """
+    name = str(path)
+    store = _write_parquet if name.lower().endswith(".parquet") else _write_lines
+    return Written(name, store(name, (record.line() for record in records)), sha256(name))
+
+
+def encode(row: dict[str, Any]) -> bytes:
+    r"""One line of JSONL, newline included; a lone surrogate is written as its JSON escape, so the bytes are UTF-8.
+
+    >>> encode({"text": "é\n"}), encode({"text": "\ud800"})
+    (b'{"text": "\xc3\xa9\\n"}\n', b'{"text": "\\ud800"}\n')
+    """
+    return json.dumps(row, ensure_ascii=False, allow_nan=False, default=str).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """A value as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Text as UTF-8, atomically."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Bytes, atomically."""
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
+    """A binary file that takes the name `path` when the block ends well; on any error the old file stays as it was.
+
+    Raises InputError when the disk is full or the place cannot be written. Missing folders are made. To a URL the
+    finished file is uploaded whole.
+    """
+    name = str(path)
+    if "://" in name:
+        with _uploading(name) as upload:
+            yield upload
+        return
+    target = Path(os.path.realpath(name))
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    with _writing(name):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file = open(temporary, "wb")  # noqa: SIM115
+    try:
+        with _full_disk(name):
+            yield cast(BinaryIO, file)
+            _finish(file)
+        with _writing(name):
+            os.replace(temporary, target)
+            _sync_folder(target.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            file.close()
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _uploading(url: str) -> Iterator[BinaryIO]:
+    import fsspec
+
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder) / "upload"
+        with replacing(local) as file:
+            yield file
+        with _reading(url):
+            system, inner = fsspec.core.url_to_fs(url)
+            system.makedirs(system._parent(inner), exist_ok=True)
+            system.put_file(str(local), inner)
+
+
+def _finish(file: IO[bytes]) -> None:
+    if not file.closed:
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the new name itself durable; some file systems do not let a folder be synced, and that is fine."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _writing(name: str) -> Iterator[None]:
+    try:
+        with _full_disk(name):
+            yield
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"{name}: cannot be written: {_reason(error)}") from None
+
+
+@contextlib.contextmanager
+def _full_disk(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        raise InputError(
+            f"{name}: cannot be written: {_reason(error)}; free some space and run again "
+            "(what was there before is untouched)"
+        ) from None
+
+
+@contextlib.contextmanager
+def _pack(name: str, raw: BinaryIO) -> Iterator[BinaryIO]:
+    """The stream to write plain bytes to, compressed by the suffix; without a time stamp, so equal content is equal."""
+    if name.lower().endswith(".gz"):
+        with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed:
+            yield cast(BinaryIO, packed)
+    elif name.lower().endswith(".zst"):
+        import pyarrow as pa
+
+        _need_zstd(name)
+        with pa.CompressedOutputStream(raw, "zstd") as packed:
+            yield cast(BinaryIO, packed)
+    else:
+        yield raw
+
+
+def _write_lines(name: str, found: Iterable[dict[str, Any]]) -> int:
+    written = 0
+    with replacing(name) as raw, _pack(name, raw) as file:
+        for row in found:
+            file.write(encode(row))
+            written += 1
+    return written
+
+
+def _write_parquet(name: str, lines: Iterable[dict[str, Any]]) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found = list(lines)
+    keys = list(dict.fromkeys(key for row in found for key in row))
+    try:
+        table = pa.table({key: [row.get(key) for row in found] for key in keys})
+        with replacing(name) as file:
+            pq.write_table(table, file)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        raise InputError(
+            f"{name}: these rows do not fit Parquet ({str(error).splitlines()[0]}); write .jsonl instead"
+        ) from None
+    return len(found)
+
+
+def cache_folder(*parts: str) -> Path:
+    """A folder for what can be computed again: `$DRUTHERS_CACHE`, else `druthers` under the user's cache folder.
+
+    It is made when missing.
+    """
+    base = os.environ.get("DRUTHERS_CACHE")
+    root = (
+        Path(base).expanduser()
+        if base
+        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "druthers"
+    )
+    folder = root.joinpath(*parts)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cache folder {folder} cannot be made: {error.strerror}; set DRUTHERS_CACHE to a folder you can write"
+        ) from error
+    return folder

@@ -1,0 +1,473 @@
+"""The offline training loop: pairs, a pairwise loss, an optimizer, evaluations, checkpoints, exact resume.
+
+Letters: C pair axis (0 chosen, 1 rejected), B pairs of a micro-batch, P pairs of the whole optimizer step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from druthers.batching import Batch, collate, plan, step_count, step_indices
+from druthers.config import Settings, TrainSettings
+from druthers.logprobs import pair_logps
+from druthers.losses import LOSSES, Loss, PairTerms
+from druthers.models import Loaded, computing, trainable
+from druthers.records import InputError, Outcome
+from druthers.run import Run
+from druthers.storage import replacing
+from druthers.tokens import TokenizedPair
+from druthers.train import checkpoint, reference
+from druthers.train.checkpoint import Position
+from druthers.train.interruption import Interrupted, Interruption
+from druthers.train.reference import Reference
+
+STEP_0_TOLERANCE = 2e-3
+OUTCOME_LOG = "outcomes.jsonl"
+Row = dict[str, Any]
+Learn = Literal["learn", "look", "start"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What a set of pairs did: log-probs, log-ratios, lengths (2, P) and losses (P,), float64 on the CPU."""
+
+    pairs: Sequence[TokenizedPair]
+    logp_CP: Tensor
+    ratio_CP: Tensor
+    length_CP: Tensor
+    loss_P: Tensor
+    tokens: int
+
+
+def make_loss(settings: Settings, pairs: Sequence[TokenizedPair], heldout: Sequence[TokenizedPair]) -> Loss:
+    """The loss of the settings; refuses graded pairs with a loss that would ignore the grades."""
+    knobs = settings.loss.model_dump()
+    loss = LOSSES[knobs.pop("name")](**knobs)
+    graded = next((pair for pair in (*pairs, *heldout) if pair.p != 1.0 or pair.margin != 0.0), None)
+    if graded is not None and not loss.graded:
+        raise InputError(
+            f"pair {graded.id} carries p = {graded.p:g} and margin = {graded.margin:g}, "
+            f"which the loss {settings.loss.name!r} cannot honour; "
+            "use loss.name=sigmoid, or remove p and margin from the pairs"
+        )
+    for side, some in (("training", pairs), ("held-out", heldout)):
+        if not any(pair.weight > 0 for pair in some):
+            raise InputError(
+                f"every {side} pair has weight 0, so nothing can be learned or measured; raise some weight"
+            )
+    return loss
+
+
+def learning_rate_at(step: int, *, total: int, settings: TrainSettings) -> float:
+    """Learning rate of optimizer step `step` (from 0) of `total`: linear warm-up, then the schedule down to 0.
+
+    >>> ramp = TrainSettings(learning_rate=1.0, warmup_share=0.2, schedule="linear")
+    >>> [round(learning_rate_at(step, total=10, settings=ramp), 3) for step in (0, 1, 2, 9)]
+    [0.5, 1.0, 1.0, 0.125]
+    """
+    warmup = math.ceil(settings.warmup_share * total)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / warmup
+    through = (step - warmup) / max(1, total - warmup)
+    shape = {"constant": 1.0, "linear": 1.0 - through, "cosine": 0.5 * (1 + math.cos(math.pi * through))}
+    return settings.learning_rate * shape[settings.schedule]
+
+
+def make_optimizer(policy: Loaded, settings: TrainSettings) -> torch.optim.AdamW:
+    """Fused AdamW over the trainable weights; decay only on matrices."""
+    weights = list(trainable(policy).values())
+    groups = [
+        {"params": [w for w in weights if w.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate, fused=True)
+
+
+def micro_batches(
+    pairs: Sequence[TokenizedPair], policy: Loaded, *, token_budget: int
+) -> Iterator[tuple[list[int], Batch]]:
+    """The pairs cut into length-sorted batches, each with the indices of its pairs."""
+    for group in plan(pairs, token_budget=token_budget):
+        yield group, collate([pairs[i] for i in group], pad_id=policy.pad_id, device=policy.device)
+
+
+def run_pairs(
+    pairs: Sequence[TokenizedPair],
+    policy: Loaded,
+    scores: Reference,
+    loss: Loss,
+    *,
+    token_budget: int,
+    learn: Learn,
+) -> Scored:
+    """Forward (and, to "learn", backward) over all micro-batches of a set; to "start", the policy is the reference.
+
+    The objective is sum(w l) / sum(w) over the whole set, so it does not depend on how the set is cut.
+    """
+    weight_sum = sum(pair.weight for pair in pairs)
+    logp_CP, ratio_CP, length_CP = (torch.zeros(2, len(pairs), dtype=torch.float64) for _ in range(3))
+    loss_P = torch.zeros(len(pairs), dtype=torch.float64)
+    tokens = 0
+    for group, batch in micro_batches(pairs, policy, token_budget=token_budget):
+        some = [pairs[i] for i in group]
+        reference_CB = scores(batch, some)
+        with torch.set_grad_enabled(learn == "learn"):
+            with computing(policy):
+                policy_CB = reference_CB if learn == "start" else pair_logps(policy.scorer, batch).double()
+            terms = PairTerms(
+                p_B=batch.p_B.double(), margin_B=batch.margin_B.double(), length_CB=batch.length_CB.double()
+            )
+            loss_B = loss.of(policy_CB, reference_CB, terms)
+            if learn == "learn" and weight_sum > 0:
+                ((loss_B * batch.weight_B).sum() / weight_sum).backward()  # type: ignore[no-untyped-call]
+        logp_CP[:, group] = policy_CB.detach().cpu()
+        ratio_CP[:, group] = (policy_CB.detach() - reference_CB).cpu()
+        length_CP[:, group] = batch.length_CB.double().cpu()
+        loss_P[group] = loss_B.detach().cpu()
+        tokens += batch.tokens
+    return Scored(pairs, logp_CP, ratio_CP, length_CP, loss_P, tokens)
+
+
+def metrics_of(scored: Scored, *, beta: float) -> Row:
+    """Means over the pairs, under the names TRL gives the same quantities."""
+    weight_P = torch.tensor([pair.weight for pair in scored.pairs], dtype=torch.float64)
+    reward_CP = beta * scored.ratio_CP
+    margin_P = reward_CP[0] - reward_CP[1]
+    right_P = (margin_P > 0).double() + 0.5 * (margin_P == 0).double()
+    return {
+        "loss": ((scored.loss_P * weight_P).sum() / weight_P.sum()).item() if weight_P.sum() > 0 else None,
+        "rewards/chosen": reward_CP[0].mean().item(),
+        "rewards/rejected": reward_CP[1].mean().item(),
+        "rewards/margins": margin_P.mean().item(),
+        "rewards/accuracies": right_P.mean().item(),
+        "logps/chosen": scored.logp_CP[0].mean().item(),
+        "logps/rejected": scored.logp_CP[1].mean().item(),
+        "pairs": len(scored.pairs),
+        "tokens": scored.tokens,
+    }
+
+
+def outcomes_of(scored: Scored, *, step: int, split: Literal["train", "heldout"]) -> Iterator[Outcome]:
+    """One record a pair."""
+    columns = (
+        scored.logp_CP[0],
+        scored.logp_CP[1],
+        scored.ratio_CP[0],
+        scored.ratio_CP[1],
+        scored.length_CP[0],
+        scored.length_CP[1],
+        scored.loss_P,
+    )
+    for pair, logp_c, logp_r, ratio_c, ratio_r, length_c, length_r, loss in zip(
+        scored.pairs, *(c.tolist() for c in columns), strict=True
+    ):
+        yield Outcome(
+            pair_id=pair.id,
+            step=step,
+            split=split,
+            logp_chosen=logp_c,
+            logp_rejected=logp_r,
+            logratio_chosen=ratio_c,
+            logratio_rejected=ratio_r,
+            length_chosen=int(length_c),
+            length_rejected=int(length_r),
+            loss=loss,
+        )
+
+
+class Logs:
+    """The two append-only logs of a run, cut back to the position a run resumes from."""
+
+    def __init__(self, run: Run, position: Position) -> None:
+        self.metrics = opened_at(run.path("metrics.jsonl"), position.metrics_bytes)
+        self.outcomes = opened_at(run.path(OUTCOME_LOG), position.outcomes_bytes)
+
+    def write(self, row: Row, scored: Scored, *, step: int, split: Literal["train", "heldout"]) -> None:
+        """One line of metrics and one line for every pair."""
+        lines = [outcome.model_dump_json().encode() + b"\n" for outcome in outcomes_of(scored, step=step, split=split)]
+        with full_disk(self.metrics.name):
+            self.metrics.write(json.dumps(row).encode() + b"\n")
+            self.metrics.flush()
+            self.outcomes.writelines(lines)
+            self.outcomes.flush()
+
+    def sizes(self) -> tuple[int, int]:
+        """Bytes written to metrics and outcomes, which are on the disk before a checkpoint names them."""
+        with full_disk(self.metrics.name):
+            os.fsync(self.metrics.fileno())
+            os.fsync(self.outcomes.fileno())
+        return self.metrics.tell(), self.outcomes.tell()
+
+    def close(self) -> None:
+        """Close both; every write was flushed, so what still fails to go out is the rest of a line already refused."""
+        for file in (self.metrics, self.outcomes):
+            with contextlib.suppress(OSError):
+                file.close()
+
+
+@contextlib.contextmanager
+def full_disk(name: str) -> Iterator[None]:
+    """A write that fails, as one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{name}: cannot be written: {error.strerror}; free some space and run the same command again"
+        ) from error
+
+
+def opened_at(path: Path, size: int) -> IO[bytes]:
+    """A file opened for appending after its first `size` bytes; what was written later is cut off.
+
+    Raises InputError when the file is shorter than that or cannot be opened.
+    """
+    with full_disk(str(path)):
+        file = path.open("ab")
+    if file.tell() < size:
+        file.close()
+        raise InputError(
+            f"{path} is shorter than its checkpoint says; delete {path.parent / checkpoint.FOLDER} and run the same "
+            "command again to train from the start"
+        )
+    file.truncate(size)
+    return file
+
+
+def check_step_0(scored: Scored) -> None:
+    """Before any update the policy is the reference; raises InputError when their log-probs differ."""
+    error = float((scored.ratio_CP.abs() / scored.length_CP).mean())
+    if not error <= STEP_0_TOLERANCE:
+        raise InputError(
+            f"before the first update policy and reference differ by {error:.1e} nat a token "
+            f"(limit {STEP_0_TOLERANCE:g}), so the reference is not the model being trained; "
+            "delete the reference cache and run again"
+        )
+
+
+def check_finite(scored: Scored, *, norm: float, step: int) -> None:
+    """Stop before a broken update reaches the weights."""
+    if not math.isfinite(norm) or not bool(torch.isfinite(scored.loss_P).all()):
+        raise InputError(
+            f"step {step}: the loss or its gradient is not finite (gradient norm {norm}, "
+            f"worst pair {worst(scored).id}); the weights were not changed; "
+            "lower train.learning_rate or look at that pair"
+        )
+
+
+def check_finite_heldout(scored: Scored, *, step: int) -> None:
+    """Stop before a diverged model is logged or saved."""
+    if not bool(torch.isfinite(scored.loss_P).all()):
+        raise InputError(
+            f"step {step}: the held-out loss is not finite (worst pair {worst(scored).id}); "
+            "nothing of this step was saved; lower train.learning_rate or look at that pair"
+        )
+
+
+def worst(scored: Scored) -> TokenizedPair:
+    """The pair with the largest loss, one that is no number before all others."""
+    return scored.pairs[int(torch.nan_to_num(scored.loss_P, nan=math.inf).argmax())]
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Steps of the run, and after which of them it evaluates and saves."""
+
+    total: int
+    evaluate: frozenset[int]
+    save: frozenset[int]
+
+
+def make_schedule(count: int, settings: TrainSettings) -> Schedule:
+    """Evaluations every `evaluate_every` steps (four in a run when unset) and after the last; a checkpoint with each.
+
+    >>> sorted(make_schedule(160, TrainSettings(evaluate_every=4)).evaluate)
+    [4, 8, 10]
+    """
+    total = step_count(
+        count, pairs_per_step=settings.pairs_per_step, epochs=settings.epochs, max_steps=settings.max_steps
+    )
+    every = settings.evaluate_every or math.ceil(total / 4)
+    evaluate = frozenset(range(every, total, every)) | {total}
+    extra = (
+        frozenset(range(settings.checkpoint_every, total, settings.checkpoint_every))
+        if settings.checkpoint_every
+        else frozenset()
+    )
+    return Schedule(total, evaluate, evaluate | extra)
+
+
+def better(value: float, than: float | None, *, metric: str) -> bool:
+    """Whether an evaluation beats the best so far: loss falls, accuracy and margin rise."""
+    return than is None or (value < than if metric == "loss" else value > than)
+
+
+METRIC_KEYS = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/margins"}
+
+
+@dataclass(frozen=True)
+class Course:
+    """What stays the same from step to step."""
+
+    run: Run
+    settings: Settings
+    policy: Loaded
+    pairs: Sequence[TokenizedPair]
+    heldout: Sequence[TokenizedPair]
+    scores: Reference
+    loss: Loss
+    note: Callable[[Row], None]
+
+    def epoch(self, step: int) -> float:
+        """Passes over the training pairs after `step` steps."""
+        t = self.settings.train
+        per_epoch = math.ceil(len(self.pairs) / t.pairs_per_step)
+        return step / per_epoch
+
+    def pass_over(self, pairs: Sequence[TokenizedPair], *, learn: Learn) -> Scored:
+        """Forward, or forward and backward, over some pairs."""
+        budget = self.settings.train.token_budget
+        return run_pairs(pairs, self.policy, self.scores, self.loss, token_budget=budget, learn=learn)
+
+
+def train(
+    run: Run,
+    settings: Settings,
+    policy: Loaded,
+    *,
+    pairs: Sequence[TokenizedPair],
+    heldout: Sequence[TokenizedPair],
+    note: Callable[[Row], None] = lambda row: None,
+    scoring: Callable[[int, int], None] | None = None,
+) -> Row:
+    """Train the policy on `pairs`, watching `heldout`; return the `train` section of the summary.
+
+    Continues from the newest checkpoint of the run when there is one: weights and metrics are then those of an
+    uninterrupted run, bit for bit on a CPU with the same number of threads. `note` is called with every line of
+    metrics. Raises Interrupted after a signal (the state is saved), InputError for pairs the loss cannot honour,
+    a broken reference, a loss that is not finite, or a full disk.
+    """
+    t = settings.train
+    loss, schedule = make_loss(settings, pairs, heldout), make_schedule(len(pairs), t)
+    chosen = reference.choose(t.reference, policy, [*pairs, *heldout], token_budget=t.token_budget, progress=scoring)
+    course = Course(run, settings, policy, pairs, heldout, chosen.scores, loss, note)
+    optimizer = make_optimizer(policy, t)
+    found = checkpoint.latest(run.folder)
+    position = checkpoint.restore(found, policy, optimizer) if found else Position()
+    if found:
+        checkpoint.settle(run.folder, position, metric=t.best_metric)
+    if position.step < schedule.total or run.has(OUTCOME_LOG):
+        position = finish(course, schedule, position, optimizer)
+        write_outcomes(run)
+    return summary(run, position, schedule, kind=chosen.kind)
+
+
+def finish(course: Course, schedule: Schedule, position: Position, optimizer: torch.optim.AdamW) -> Position:
+    """All steps from `position` to the end."""
+    logs, started = Logs(course.run, position), time.monotonic() - position.seconds
+    with contextlib.closing(logs), Interruption() as interruption:
+        if position.step == 0:
+            position = look(course, position, logs)
+        while position.step < schedule.total:
+            position = advance(course, schedule, position, optimizer, logs)
+            if position.step in schedule.evaluate:
+                position = look(course, position, logs)
+            if position.step in schedule.save or interruption.asked:
+                metrics_bytes, outcomes_bytes = logs.sizes()
+                seconds = time.monotonic() - started
+                position = replace(
+                    position, metrics_bytes=metrics_bytes, outcomes_bytes=outcomes_bytes, seconds=seconds
+                )
+                checkpoint.save(
+                    course.run.folder, position, course.policy, optimizer, metric=course.settings.train.best_metric
+                )
+            if interruption.asked:
+                raise Interrupted(step=position.step, total=schedule.total, signal=interruption.signal)
+    return position
+
+
+def advance(
+    course: Course, schedule: Schedule, position: Position, optimizer: torch.optim.AdamW, logs: Logs
+) -> Position:
+    """One optimizer step."""
+    t, step = course.settings.train, position.step + 1
+    rate = learning_rate_at(position.step, total=schedule.total, settings=t)
+    chosen = step_indices(
+        len(course.pairs), step=position.step, pairs_per_step=t.pairs_per_step, seed=course.settings.seed
+    )
+    scored = course.pass_over([course.pairs[i] for i in chosen], learn="learn")
+    norm = torch.nn.utils.clip_grad_norm_(trainable(course.policy).values(), t.clip_norm).item()
+    check_finite(scored, norm=norm, step=step)
+    if position.step == 0:
+        check_step_0(scored)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    row = {"step": step, "split": "train", "epoch": course.epoch(step), "learning_rate": rate, "grad_norm": norm}
+    row |= metrics_of(scored, beta=course.settings.loss.beta)
+    logs.write(row, scored, step=step, split="train")
+    course.note(row)
+    return replace(position, step=step)
+
+
+def look(course: Course, position: Position, logs: Logs) -> Position:
+    """Evaluate the held-out pairs, log them, and mark the checkpoint to come as the best when it is."""
+    scored = course.pass_over(course.heldout, learn="look" if position.step else "start")
+    check_finite_heldout(scored, step=position.step)
+    step, metric = position.step, course.settings.train.best_metric
+    row = {
+        "step": step,
+        "split": "heldout",
+        "epoch": course.epoch(step),
+        **metrics_of(scored, beta=course.settings.loss.beta),
+    }
+    logs.write(row, scored, step=step, split="heldout")
+    course.note(row)
+    value = row[METRIC_KEYS[metric]]
+    return position.with_best(step, value) if step and better(value, position.best_value, metric=metric) else position
+
+
+def write_outcomes(run: Run) -> None:
+    """outcomes.parquet from the log of a finished run, which is then removed."""
+    log = run.path(OUTCOME_LOG)
+    rows = [json.loads(line) for line in log.read_bytes().splitlines()]
+    with replacing(run.path("outcomes.parquet")) as file:
+        pq.write_table(pa.Table.from_pylist(rows), file, compression="zstd")
+    log.unlink()
+
+
+def summary(run: Run, position: Position, schedule: Schedule, *, kind: str) -> Row:
+    """The `train` section of summary.json."""
+    lines = [row for row in run.metrics() if row["split"] == "train"]
+    seconds = position.seconds
+    return {
+        "steps": schedule.total,
+        "best_step": position.best_step,
+        "reference": kind,
+        "seconds": round(seconds, 2),
+        "pairs_per_second": round(sum(row["pairs"] for row in lines) / seconds, 3),
+        "tokens_per_second": round(sum(row["tokens"] for row in lines) / seconds, 1),
+        "peak_memory_gib": round(peak_memory_gib(), 3),
+        "first_loss": lines[0]["loss"],
+    }
+
+
+def peak_memory_gib() -> float:
+    """The most memory this process has held, in GiB (on CUDA, the most the allocator has)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

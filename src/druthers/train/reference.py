@@ -1,0 +1,154 @@
+"""Reference log-probabilities: scored once and cached on disk, from the adapter switched off, or from a second copy."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from druthers.batching import Batch
+from druthers.logprobs import pair_logps
+from druthers.models import Loaded, adapter_off, computing, score_pairs, second_copy
+from druthers.records import InputError
+from druthers.storage import cache_folder, replacing
+from druthers.tokens import TokenizedPair
+
+Reference = Callable[[Batch, Sequence[TokenizedPair]], Tensor]
+"""Batch and its pairs to reference log-probs of shape (2, B)."""
+
+LAYOUT = "padded-1"
+SAMPLE = 4
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-3}
+
+
+def example_key(pair: TokenizedPair) -> str:
+    """Hash of everything about a pair that its log-probs depend on: token ids and which of them are scored."""
+    digest = hashlib.sha256()
+    for ids in (pair.prompt, pair.chosen, pair.rejected, pair.chosen_scored, pair.rejected_scored):
+        digest.update(np.asarray([len(ids), *ids], dtype=np.int64).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def cache_path(reference: Loaded) -> Path:
+    """The file that holds scores of this reference: named by weights, compute type, device kind and layout."""
+    basis = f"{reference.sha} {reference.compute} {reference.device.type} {LAYOUT}"
+    return cache_folder("reference") / f"{hashlib.sha256(basis.encode()).hexdigest()[:24]}.parquet"
+
+
+def read_cache(path: Path) -> dict[str, tuple[float, float]]:
+    """Scores by example key; an unreadable file counts as empty and is written anew."""
+    if not path.is_file():
+        return {}
+    try:
+        table = pq.read_table(path)
+        columns = [table.column(name).to_pylist() for name in ("example", "chosen", "rejected")]
+    except (pa.ArrowException, OSError, KeyError):
+        return {}
+    return {example: (chosen, rejected) for example, chosen, rejected in zip(*columns, strict=True)}
+
+
+def write_cache(path: Path, scores: dict[str, tuple[float, float]]) -> None:
+    """Write the scores atomically, sorted by key."""
+    keys = sorted(scores)
+    chosen, rejected = ([scores[k][side] for k in keys] for side in (0, 1))
+    with replacing(path) as file:
+        pq.write_table(pa.table({"example": keys, "chosen": chosen, "rejected": rejected}), file)
+
+
+def check_cache(
+    known: dict[str, tuple[float, float]], pairs: Sequence[TokenizedPair], reference: Loaded, *, path: Path
+) -> None:
+    """Score a few cached pairs again; raises InputError when they are not what the reference says now."""
+    cached = [pair for pair in pairs if example_key(pair) in known]
+    sample = cached[:: max(1, len(cached) // SAMPLE)][:SAMPLE]
+    if not sample:
+        return
+    now = score_pairs(reference, sample, token_budget=1)
+    then = np.array([known[example_key(pair)] for pair in sample]).T
+    tokens = np.array([[len(pair.chosen), len(pair.rejected)] for pair in sample]).T
+    error = float(np.mean(np.abs(now - then) / tokens))
+    if not error <= TOLERANCE[reference.compute]:
+        raise InputError(
+            f"the reference cache {path} disagrees with the reference by {error:.1e} nat a token; "
+            "delete the file and run again"
+        )
+
+
+def cached(
+    reference: Loaded,
+    pairs: Sequence[TokenizedPair],
+    *,
+    token_budget: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Reference:
+    """Look-up into the cache on disk, after scoring what is missing from it."""
+    path = cache_path(reference)
+    known = read_cache(path)
+    check_cache(known, pairs, reference, path=path)
+    missing = list({key: pair for pair in pairs if (key := example_key(pair)) not in known}.values())
+    if missing:
+        found = score_pairs(reference, missing, token_budget=token_budget, progress=progress)
+        known |= {example_key(pair): (float(c), float(r)) for pair, c, r in zip(missing, *found, strict=True)}
+        write_cache(path, read_cache(path) | known)
+
+    def look_up(batch: Batch, some: Sequence[TokenizedPair]) -> Tensor:
+        values = [known[example_key(pair)] for pair in some]
+        return torch.tensor(values, dtype=torch.float64, device=batch.p_B.device).T
+
+    return look_up
+
+
+def live(reference: Loaded) -> Reference:
+    """Scores from a model in memory, on the very batch the policy sees."""
+
+    def score(batch: Batch, some: Sequence[TokenizedPair]) -> Tensor:
+        with torch.no_grad(), computing(reference):
+            return pair_logps(reference.scorer, batch).double()
+
+    return score
+
+
+def adapter(policy: Loaded) -> Reference:
+    """Scores from the policy's own base weights, its adapter switched off."""
+    score = live(policy)
+
+    def without(batch: Batch, some: Sequence[TokenizedPair]) -> Tensor:
+        with adapter_off(policy):
+            return score(batch, some)
+
+    return without
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which reference is used, and the word for the record."""
+
+    scores: Reference
+    kind: str
+
+
+def choose(
+    kind: str,
+    policy: Loaded,
+    pairs: Sequence[TokenizedPair],
+    *,
+    token_budget: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Plan:
+    """The reference named by `train.reference`; call it before the policy's weights move. 'auto' is the cache."""
+    if kind == "copy":
+        return Plan(live(second_copy(policy)), "copy")
+    if kind == "adapter":
+        with adapter_off(policy):
+            return Plan(adapter(policy), "adapter")
+    if not policy.adapted:
+        return Plan(cached(policy, pairs, token_budget=token_budget, progress=progress), "cache")
+    with adapter_off(policy) as base:
+        return Plan(cached(base, pairs, token_budget=token_budget, progress=progress), "cache")

@@ -1,0 +1,119 @@
+"""Which pairs share a step and a micro-batch, and how rows are laid out."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from druthers.batching import collate, epoch_order, plan, step_count, step_indices
+from druthers.tokens import TokenizedPair
+
+LAW = settings(max_examples=30, deadline=None, derandomize=True)
+SEEDS = st.integers(0, 2**32)
+
+
+@st.composite
+def tokenized(draw: st.DrawFn) -> TokenizedPair:
+    """A pair of random ids; tokens before the last may be unscored, as tool turns are."""
+    ids = st.lists(st.integers(3, 99), min_size=1, max_size=12)
+    prompt, chosen, rejected = draw(ids), draw(ids), draw(ids)
+    masks = [(*(draw(st.booleans()) for _ in side[1:]), True) for side in (chosen, rejected)]
+    grades = [draw(st.floats(0, 1)), draw(st.floats(0, 5)), draw(st.floats(0, 9))]
+    return TokenizedPair("", tuple(prompt), tuple(chosen), tuple(rejected), *masks, *grades)
+
+
+@LAW
+@given(st.lists(tokenized(), max_size=25), st.integers(16, 300))
+def test_a_plan_covers_every_pair_once_and_keeps_the_budget(pairs: list[TokenizedPair], budget: int) -> None:
+    """Padded tokens: two rows a pair, as wide as the longest row. Only a pair alone may be over the budget."""
+    groups = plan(pairs, token_budget=budget)
+    assert sorted(i for group in groups for i in group) == list(range(len(pairs)))
+    for group in groups:
+        padded = collate([pairs[i] for i in group], pad_id=2).input_ids_ST.numel()
+        assert padded <= budget or len(group) == 1
+    longest = [pairs[i].longest for group in groups for i in group]
+    assert longest == sorted(longest, reverse=True)
+
+
+@LAW
+@given(st.integers(1, 60), st.integers(1, 20), SEEDS, st.integers(0, 3))
+def test_every_epoch_visits_every_pair_once(count: int, size: int, seed: int, epoch: int) -> None:
+    """Whole steps but the last, which may be short; none is empty."""
+    per_epoch = step_count(count, pairs_per_step=size, epochs=1, max_steps=None)
+    steps = [step_indices(count, step=epoch * per_epoch + i, pairs_per_step=size, seed=seed) for i in range(per_epoch)]
+    assert Counter(i for step in steps for i in step) == Counter(range(count))
+    assert all(len(step) == size for step in steps[:-1])
+    assert steps[-1]
+    assert [i for step in steps for i in step] == epoch_order(count, seed=seed, epoch=epoch)
+
+
+@LAW
+@given(st.integers(1, 60), SEEDS, st.integers(0, 9), st.integers(0, 99))
+def test_the_order_is_a_function_of_seed_and_epoch(count: int, seed: int, epoch: int, noise: int) -> None:
+    """What was drawn before, here or elsewhere, does not matter."""
+    first = step_indices(count, step=epoch, pairs_per_step=7, seed=seed)
+    torch.manual_seed(noise)
+    epoch_order(noise, seed=seed, epoch=epoch)
+    assert step_indices(count, step=epoch, pairs_per_step=7, seed=seed) == first
+
+
+def test_seeds_and_epochs_give_different_orders() -> None:
+    """Among 50 pairs no two of these agree."""
+    orders = {tuple(epoch_order(50, seed=seed, epoch=epoch)) for seed in range(4) for epoch in range(4)}
+    assert len(orders) == 16
+
+
+def test_step_count_rounds_epochs_and_honours_the_limit() -> None:
+    """At least one step, at most `max_steps`."""
+    assert step_count(100, pairs_per_step=16, epochs=2, max_steps=None) == 14
+    assert step_count(100, pairs_per_step=16, epochs=0.01, max_steps=None) == 1
+    assert step_count(100, pairs_per_step=16, epochs=3, max_steps=5) == 5
+
+
+@LAW
+@given(st.lists(tokenized(), min_size=1, max_size=6))
+def test_a_batch_holds_the_rows_and_points_at_the_token_before_each_scored_one(pairs: list[TokenizedPair]) -> None:
+    """Read back from the tensors alone: rows, masks, and (predicting position, target, owner) of every scored token."""
+    batch = collate(pairs, pad_id=2)
+    count, width = len(pairs), batch.input_ids_ST.shape[1]
+    sides = [(p.prompt, p.chosen, p.chosen_scored) for p in pairs]
+    sides += [(p.prompt, p.rejected, p.rejected_scored) for p in pairs]
+    expected = []
+    for row, (prompt, ids, scored) in enumerate(sides):
+        whole = [*prompt, *ids]
+        assert batch.input_ids_ST[row].tolist() == whole + [2] * (width - len(whole))
+        assert batch.attention_mask_ST[row].tolist() == [1] * len(whole) + [0] * (width - len(whole))
+        at = [len(prompt) + i for i, kept in enumerate(scored) if kept]
+        expected += [(row, i - 1, whole[i]) for i in at]
+        assert batch.length_CB[row // count, row % count] == len(at)
+    rows, positions = batch.gather_N // width, batch.gather_N % width
+    assert list(zip(rows.tolist(), positions.tolist(), batch.target_N.tolist(), strict=True)) == expected
+    assert batch.owner_N.tolist() == [row for row, _, _ in expected]
+    assert batch.position_ids_ST.tolist() == [list(range(width))] * (2 * count)
+    assert batch.tokens == sum(len(prompt) + len(ids) for prompt, ids, _ in sides)
+    assert batch.size == count
+
+
+@LAW
+@given(tokenized())
+def test_the_first_rejected_token_is_predicted_from_the_last_prompt_token_of_its_own_row(pair: TokenizedPair) -> None:
+    """Of both rows, where the first token is scored."""
+    batch = collate([pair], pad_id=2)
+    width = batch.input_ids_ST.shape[1]
+    for row, scored in enumerate((pair.chosen_scored, pair.rejected_scored)):
+        if scored[0]:
+            first = batch.gather_N[batch.owner_N == row][0].item()
+            assert first == row * width + len(pair.prompt) - 1
+
+
+@LAW
+@given(st.lists(tokenized(), min_size=1, max_size=4))
+def test_grades_are_exact(pairs: list[TokenizedPair]) -> None:
+    """Graded fields keep every bit that the records have."""
+    batch = collate(pairs, pad_id=2)
+    assert batch.p_B.tolist() == [pair.p for pair in pairs]
+    assert batch.margin_B.tolist() == [pair.margin for pair in pairs]
+    assert batch.weight_B.tolist() == [pair.weight for pair in pairs]

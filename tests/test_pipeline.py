@@ -1,0 +1,282 @@
+"""The main job on the tiny model: every stage in order, each done once, and nothing lost between them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from druthers import models, pipeline, storage
+from druthers.config import ModelSettings, Settings, load
+from druthers.records import Candidates, InputError, Pair, user
+from druthers.run import Run, open_run
+from druthers.train import checkpoint
+from tests import calls, tiny
+
+
+class Screen:
+    """Keeps what was said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.moves: dict[str, tuple[int, int]] = {}
+
+    def stage(self, text: str) -> None:
+        self.lines.append(f"# {text}")
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+    def bar(self, label: str) -> Callable[[int, int], None]:
+        def move(done: int, total: int) -> None:
+            self.moves[label] = (done, total)
+
+        return move
+
+    def clear(self) -> None:
+        self.lines.append("-")
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread, and tokenizers that do not mind it."""
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.folder(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with inputs and a cache of its own."""
+    monkeypatch.setenv("DRUTHERS_CACHE", str(tmp_path / "cache"))
+    calls.jsonl(tmp_path / "pairs.jsonl", calls.trl_rows())
+    (tmp_path / "rubric.toml").write_text(calls.RUBRIC)
+    return tmp_path
+
+
+def settings(place: Path, model: Path, *changes: str) -> Settings:
+    named = (f"run={place / 'run'}", f"model.path={model}", f"data.pairs={place / 'pairs.jsonl'}")
+    return load(overrides=[*calls.FEW, *named, *changes])
+
+
+def align(place: Path, model: Path, *changes: str) -> dict[str, Any]:
+    return pipeline.align(settings(place, model, *changes), screen=Screen())
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    """When each file was written last, but for the report and the clock in the summary."""
+    own = {name: (folder / name).stat().st_mtime_ns for name in calls.files(folder)}
+    return {name: at for name, at in own.items() if name not in ("report.html", "summary.json", ".lock")}
+
+
+# ---------------------------------------------------------------- the whole way
+
+
+def test_the_main_job_leaves_every_file_of_the_run_directory(place: Path, model: Path) -> None:
+    screen = Screen()
+    result = pipeline.align(settings(place, model, f"evaluate.rubric={place / 'rubric.toml'}"), screen=screen)
+    assert calls.files(place / "run") == sorted(
+        [
+            *(".lock", "config.json", "environment.json", "inputs.json", "code.diff", "summary.json", "report.html"),
+            *(f"data/{name}" for name in ("train.jsonl", "heldout.jsonl", "rejected.jsonl", "summary.json")),
+            *("metrics.jsonl", "outcomes.parquet", "checkpoints/best.json"),
+            *(name for name in calls.files(place / "run") if name.startswith("checkpoints/step-")),
+            *("evaluation/pairs.json", "evaluation/answers.json", "evaluation/kl.json"),
+            *(
+                f"evaluation/{kind}-{mode}.jsonl"
+                for kind in ("answers", "judgements")
+                for mode in ("greedy", "sampled")
+            ),
+        ]
+    )
+    assert [line for line in screen.lines if line.startswith("#")] == ["# curate", "# train", "# evaluate", "# report"]
+    assert screen.moves["steps"] == (2, 2)
+    done, total = screen.moves["answers"]
+    assert done == total
+    keys = {"verdict", "text", "pairs", "train", "heldout", "win_rate", "win_rate_greedy", "length_ratio"}
+    keys |= {"repetition_change", "perplexity_ratio", "kl_per_sequence", "seconds", "run", "report"}
+    assert keys == result.keys()
+    assert result["seconds"].keys() == {"curate", "train", "evaluate", "report"}
+    assert {"steps", "best_step", "seconds", "pairs_per_second", "tokens_per_second", "peak_memory_gib"} <= result[
+        "train"
+    ].keys()
+    assert result["train"]["first_loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert result["verdict"] in ("better", "no difference shown", "worse")
+    assert sum(result["pairs"].values()) == 16
+    assert (place / "run" / "report.html").read_text().count("<html") == 1
+
+
+def test_the_same_job_again_does_nothing_again(place: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = align(place, model)
+    before = stamps(place / "run")
+    monkeypatch.setattr(models, "load", None)
+    monkeypatch.setattr(models, "load_tokenizer", None)
+    again = align(place, model)
+    assert {**again, "seconds": 0} == {**first, "seconds": 0}
+    assert stamps(place / "run") == before
+
+
+@pytest.mark.parametrize(("write", "form"), [(calls.hh_rows, "hh"), (calls.chat_rows, "trl"), (calls.trl_rows, "trl")])
+def test_other_forms_and_parquet_and_lora(place: Path, model: Path, write: Callable[[], Any], form: str) -> None:
+    data = calls.parquet(place / "pairs.parquet", write())
+    result = align(place, model, f"data.pairs={data}", "model.adapter=lora", "model.lora_rank=2")
+    assert json.loads((place / "run" / "data" / "summary.json").read_text())["format"] == form
+    assert result["verdict"] == "not judged"
+    assert result["train"]["first_loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_only_the_last_turn_of_a_transcript_is_trained(place: Path, model: Path) -> None:
+    data = calls.jsonl(place / "pairs.jsonl", calls.hh_rows())
+    with open_run(settings(place, model, f"data.pairs={data}")) as run:
+        pipeline.curate_stage(run, run.settings(), screen=Screen())
+    for pair in storage.read(str(place / "run" / "data" / "train.jsonl"), Pair):
+        assert [message.role for message in pair.prompt] == ["user", "assistant", "user"]
+        assert pair.chosen[0].content.startswith("thank you")
+
+
+# ---------------------------------------------------------------- between the stages
+
+
+def test_a_fault_in_the_evaluation_does_not_cost_the_training(
+    place: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "evaluate", lambda *given, **named: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            align(place, model)
+    trained = stamps(place / "run")
+    assert "train" in Run(place / "run").summary()
+    assert "verdict" in align(place, model)
+    assert {name: at for name, at in stamps(place / "run").items() if name in trained} == trained
+
+
+def test_a_run_killed_after_its_last_step_is_only_finished(place: Path, model: Path) -> None:
+    align(place, model)
+    run = Run(place / "run")
+    before = stamps(run.folder)
+    (run.folder / "summary.json").unlink()
+    result = align(place, model)
+    assert result["train"]["steps"] == 2
+    kept = [name for name in before if name.startswith(("metrics", "outcomes", "data")) or "/step-" in name]
+    assert len(kept) >= 8
+    assert {name: stamps(run.folder)[name] for name in kept} == {name: before[name] for name in kept}
+
+
+@pytest.mark.parametrize("change", ["evaluate.rubric=nowhere.toml", "evaluate.prompts=nowhere.jsonl"])
+def test_what_evaluation_needs_is_read_before_anything_is_done(place: Path, model: Path, change: str) -> None:
+    with pytest.raises(InputError, match="nowhere"):
+        align(place, model, change)
+    assert calls.files(place / "run") == [".lock", "config.json"]
+    assert "verdict" in align(place, model)
+
+
+def test_a_run_that_is_half_trained_is_not_evaluated(place: Path, model: Path) -> None:
+    chosen = settings(place, model)
+    with open_run(chosen) as run:
+        pipeline.curate_stage(run, chosen, screen=Screen())
+        pipeline.train_stage(run, chosen, screen=Screen())
+        summary = run.summary()
+        del summary["train"]
+        storage.write_json(run.path("summary.json"), summary)
+        with pytest.raises(InputError, match="is not trained to its end"):
+            pipeline.evaluate_stage(run, chosen, screen=Screen(), policy=None)
+        assert not run.has("evaluation")
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_an_adapter_begins_alike_for_one_seed(place: Path, model: Path, seed: int) -> None:
+    found: list[bytes] = []
+    for name in ("a", "b"):
+        torch.manual_seed(len(found) + 17)
+        chosen = settings(place, model, f"run={place / name}", "model.adapter=lora", f"seed={seed}")
+        with open_run(chosen) as run:
+            pipeline.curate_stage(run, chosen, screen=Screen())
+            policy = pipeline.train_stage(run, chosen, screen=Screen())
+        assert policy is not None
+        found.append((checkpoint.best(place / name) / "weights.safetensors").read_bytes())
+    assert found[0] == found[1]
+
+
+def test_inputs_and_environment_are_noted(place: Path, model: Path) -> None:
+    chosen = settings(place, model)
+    with open_run(chosen) as run:
+        pipeline.curate_stage(run, chosen, screen=Screen())
+        pipeline.train_stage(run, chosen, screen=Screen())
+        inputs, world = run.json("inputs.json"), run.json("environment.json")
+    assert inputs["model"]["parameters"] == sum(w.numel() for w in tiny.model(vocab=259).parameters())
+    assert inputs["pairs"]["sha256"] == storage.sha256(place / "run" / "data" / "train.jsonl")
+    assert world["precision"] == "float32"
+    assert world["threads"] == 1
+
+
+# ---------------------------------------------------------------- sample and judge
+
+
+def test_sampled_and_judged_responses_are_pairs_to_train_on(place: Path, model: Path) -> None:
+    prompts = calls.jsonl(place / "prompts.jsonl", ({"prompt": [m.line() for m in user(f"say {i}")]} for i in range(6)))
+    found = pipeline.sample(
+        str(prompts),
+        place / "candidates.jsonl",
+        model=ModelSettings(path=str(model)),
+        samples=4,
+        temperature=1.0,
+        top_p=1.0,
+        max_new_tokens=12,
+        batch_size=8,
+        seed=0,
+        limit=5,
+        screen=Screen(),
+    )
+    assert (found["prompts"], found["samples"], found["rows"]) == (5, 4, 5)
+    rows = list(storage.read(str(place / "candidates.jsonl"), Candidates))
+    assert [len(row.responses) for row in rows] == [4] * 5
+    texts = ("one two", "one two three four!", "one, two, three, four", "")
+    rated = [
+        row.model_copy(
+            update={
+                "responses": tuple(
+                    c.model_copy(update={"content": t}) for c, t in zip(row.responses, texts, strict=True)
+                )
+            }
+        )
+        for row in rows
+    ]
+    storage.write(place / "candidates.jsonl", rated)
+    judged = pipeline.judge(
+        str(place / "candidates.jsonl"),
+        place / "judged.jsonl",
+        rubric=str(place / "rubric.toml"),
+        margin_scale=2.0,
+        extremes="all",
+        screen=Screen(),
+    )
+    assert judged["rubric"] == "house"
+    assert judged["prompts"] == 5
+    pairs = list(storage.read(str(place / "judged.jsonl"), Pair))
+    assert {pair.margin for pair in pairs} == {1.0, 2.0}
+    result = align(place, model, f"data.pairs={place / 'judged.jsonl'}", f"evaluate.rubric={place / 'rubric.toml'}")
+    assert result["pairs"]["train"] > 0
+
+
+def test_responses_that_all_tie_leave_no_file(place: Path) -> None:
+    row = {"prompt": [{"role": "user", "content": "hi"}], "responses": [{"content": "a"}, {"content": "b"}]}
+    candidates = calls.jsonl(place / "candidates.jsonl", [row])
+    with pytest.raises(InputError, match="ties every response of all 1 prompts"):
+        pipeline.judge(
+            str(candidates),
+            place / "judged.jsonl",
+            rubric=str(place / "rubric.toml"),
+            margin_scale=1.0,
+            extremes="all",
+            screen=Screen(),
+        )
+    assert not (place / "judged.jsonl").exists()

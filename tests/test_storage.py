@@ -1,0 +1,453 @@
+"""Reading in every form and naming every fault; writing whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from druthers import storage
+from druthers.records import Candidate, Candidates, InputError, Outcome, Pair, assistant, user
+
+ROWS = [{"a": 1, "text": "é\u2028x"}, {"a": 2, "text": "zwei"}]
+JSONL = b"".join(storage.encode(row) for row in ROWS)
+
+
+def found(path: Path | str) -> list[dict[str, Any]]:
+    return [row for _, row in storage.rows(str(path))]
+
+
+def fault(path: Path | str) -> str:
+    with pytest.raises(InputError) as caught:
+        list(storage.rows(str(path)))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def put(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def zstd(data: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(data)
+    return bytes(sink.getvalue())
+
+
+# ---------------------------------------------------------------- forms that are read
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.jsonl", JSONL),
+        ("a.ndjson", JSONL),
+        ("A.JSONL", JSONL),
+        ("a.jsonl", JSONL.replace("é".encode(), b"\\u00e9")),
+        ("a.jsonl", JSONL.rstrip(b"\n")),
+        ("a.jsonl", JSONL.replace(b"\n", b"\r\n")),
+        ("a.jsonl", b"\xef\xbb\xbf" + JSONL),
+        ("a.jsonl", JSONL.replace(b"\n", b"\n\n \n")),
+        ("a.jsonl.gz", gzip.compress(JSONL)),
+        ("a.jsonl.gz", gzip.compress(JSONL[:20]) + gzip.compress(JSONL[20:])),
+        ("a.jsonl.zst", zstd(JSONL)),
+        ("a.json", json.dumps(ROWS).encode()),
+        ("a.json", json.dumps(ROWS, indent=2).encode()),
+        ("a.json", b"\xef\xbb\xbf " + json.dumps(ROWS).encode()),
+        ("a.json", JSONL),
+        ("a.json.gz", gzip.compress(json.dumps(ROWS).encode())),
+    ],
+)
+def test_every_form_gives_the_same_rows(tmp_path: Path, name: str, data: bytes) -> None:
+    assert found(put(tmp_path / name, data)) == ROWS
+
+
+def test_parquet_gives_the_rows_and_nulls_are_absent_fields(tmp_path: Path) -> None:
+    table = pa.table(
+        {"a": [1, 2], "b": [None, "x"], "m": [[{"role": "user", "name": None}], [{"role": "tool", "name": "f"}]]}
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert list(storage.rows(str(tmp_path / "a.parquet"))) == [
+        (f"{tmp_path}/a.parquet:1", {"a": 1, "m": [{"role": "user"}]}),
+        (f"{tmp_path}/a.parquet:2", {"a": 2, "b": "x", "m": [{"role": "tool", "name": "f"}]}),
+    ]
+
+
+def test_a_place_is_file_and_line_also_behind_blank_lines_and_in_arrays(tmp_path: Path) -> None:
+    lines = put(tmp_path / "a.jsonl", b'\n{"a": 1}\n\n{"a": 2}\n')
+    array = put(tmp_path / "a.json", b'[\n {"a": 1},\n\n {"a":\n 2}, {"a": 3}]')
+    assert [where for where, _ in storage.rows(str(lines))] == [f"{lines}:2", f"{lines}:4"]
+    assert [where for where, _ in storage.rows(str(array))] == [f"{array}:2", f"{array}:4", f"{array}:5"]
+
+
+def test_a_folder_is_its_readable_files_in_order_of_name(tmp_path: Path) -> None:
+    put(tmp_path / "b.jsonl", b'{"a": 2}\n')
+    put(tmp_path / "a.json", b'[{"a": 1}]')
+    put(tmp_path / "README.md", b"not rows")
+    put(tmp_path / ".hidden.jsonl", b"not rows")
+    assert found(tmp_path) == [{"a": 1}, {"a": 2}]
+
+
+def test_urls_of_memory_and_file(tmp_path: Path) -> None:
+    put(tmp_path / "a.jsonl.gz", gzip.compress(JSONL))
+    fsspec.filesystem("memory").pipe({"/set/a.jsonl": JSONL, "/set/b.jsonl": JSONL})
+    assert found(f"file://{tmp_path}/a.jsonl.gz") == ROWS
+    assert found("memory://set/a.jsonl") == ROWS
+    assert found("memory://set") == ROWS + ROWS
+    assert "memory://set/none.jsonl: no such file" in fault("memory://set/none.jsonl")
+
+
+class Shelf(BaseHTTPRequestHandler):
+    """Serves the files of a folder; asks no questions about the query."""
+
+    folder: Path
+
+    def do_GET(self) -> None:
+        path = self.folder / self.path.split("?")[0].lstrip("/")
+        self.send_response(200 if path.is_file() else 404)
+        self.end_headers()
+        if path.is_file():
+            self.wfile.write(path.read_bytes())
+
+    def log_message(self, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    server = HTTPServer(("127.0.0.1", 0), type("Here", (Shelf,), {"folder": tmp_path}))
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_http_addresses_are_read_and_their_secrets_not_shown(tmp_path: Path, served: str) -> None:
+    put(tmp_path / "a.jsonl.gz", gzip.compress(JSONL))
+    pq.write_table(pa.table({"a": [1, 2]}), tmp_path / "a.parquet")
+    assert found(f"http://{served}/a.jsonl.gz?token=secret") == ROWS
+    assert found(f"http://{served}/a.parquet") == [{"a": 1}, {"a": 2}]
+    message = fault(f"http://{served}/none.jsonl?token=secret")
+    assert message == f"http://{served}/none.jsonl: cannot be read: HTTP Error 404: Not Found"
+    assert storage.shown("https://me:word@host/a.jsonl?sig=1") == "https://host/a.jsonl"
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "sentence"),
+    [
+        ("a.jsonl", b"", "is empty; give at least one row"),
+        ("a.jsonl", b"\n \n", "is empty; give at least one row"),
+        ("a.jsonl.gz", b"", "is empty; give at least one row"),
+        ("a.jsonl.gz", gzip.compress(b""), "is empty; give at least one row"),
+        ("a.json", b"[]", "is empty; give at least one row"),
+        ("a.jsonl", b'{"a": 1}\n{"a": \n', ":2: is not JSON: expecting value at column 6"),
+        ("a.jsonl", b'{"a": 1}\nnull\n', ":2: is not a JSON object but None; write one {…} a line"),
+        ("a.jsonl", b"[1, 2]\n", ":1: is not a JSON object but [1, 2]; write one {…} a line"),
+        ("a.jsonl", b'{"a": "\xff"}\n', ":1: is not UTF-8 (byte 8 of the line); save the file as UTF-8"),
+        ("a.jsonl", '{"a": 1}\n'.encode("utf-16"), ":1: is not UTF-8 (byte 1 of the line); save the file as UTF-8"),
+        (
+            "a.jsonl",
+            b'{"a": 1, "b": {"c": 1, "c": 2}}',
+            ":1: is not JSON: the key 'c' stands twice in one object; keep one",
+        ),
+        ("a.jsonl", b'{"a": NaN}', ":1: is not JSON: NaN is not a JSON number; write a finite number"),
+        ("a.jsonl", b'{"a": "\\uD83D"}', ":1: is not JSON: it holds half of a surrogate pair"),
+        ("a.json", b'[{"a": "\\ud83d"}]', ":1: is not JSON: it holds half of a surrogate pair"),
+        ("a.jsonl", b'{"a":' + b"[" * 100_000, ":1: is not JSON: it is nested too deeply"),
+        ("a.jsonl", b'{"a": ' + b"9" * 5000 + b"}", ":1: is not JSON: Exceeds the limit"),
+        ("a.json", b'[{"a": 1},\n {"a": }]', ":2: is not JSON: expecting value"),
+        ("a.json", b'[{"a": 1},\n {"a": 2}', ":2: the array does not go on with ',' or ']'"),
+        ("a.json", b'[{"a": 1}, 7]', ":1: is not a JSON object"),
+        ("a.json", b'[{"a": 1},\n {"a": "\xff"}]', ":2: is not UTF-8; save the file as UTF-8"),
+        ("a.jsonl.gz", b"plain text", ":1: cannot be read: Not a gzipped file (b'pl'); fetch or write the file again"),
+        (
+            "a.json.gz",
+            gzip.compress(b'[{"a": 1}]')[:-9],
+            ": the compressed data ends early; fetch or write the file again",
+        ),
+        ("a.jsonl.zst", b"plain text", ":1: cannot be read: "),
+        ("a.parquet", b"plain text, not Parquet", ": is not readable Parquet: "),
+        ("a.parquet", b"", ": is not readable Parquet: "),
+        ("a.csv", b"a,b\n", ": unknown kind of file; use .jsonl, .ndjson, .json, .parquet"),
+        ("a.parquet.gz", b"", ": unknown kind of file"),
+    ],
+)
+def test_bad_files_are_named_with_line_and_reason(tmp_path: Path, name: str, data: bytes, sentence: str) -> None:
+    message = fault(put(tmp_path / name, data))
+    assert message.startswith(f"{tmp_path / name}:")
+    assert sentence in message
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [(".gz", gzip.compress), (".zst", zstd)])
+def test_a_truncated_file_is_named_with_the_line_where_it_ends(
+    tmp_path: Path, suffix: str, pack: Callable[[bytes], bytes]
+) -> None:
+    data = b"".join(b'{"a": %d}\n' % (i * 7919 % 1_000_003) for i in range(20_000))
+    whole = pack(data)
+    path = put(tmp_path / f"a.jsonl{suffix}", whole[: len(whole) // 2])
+    with pytest.raises(InputError) as caught:
+        list(storage.rows(str(path)))
+    place, line = str(caught.value).split(": ")[0].rsplit(":", 1)
+    assert place == str(path)
+    assert 1 < int(line) < 20_000
+    assert str(caught.value).endswith("; fetch or write the file again")
+
+
+def test_missing_files_folders_without_rows_and_unknown_addresses(tmp_path: Path) -> None:
+    assert (
+        fault(tmp_path / "none.jsonl") == f"{tmp_path}/none.jsonl: no such file; give an existing file, folder or URL"
+    )
+    assert "no such file; give an existing file, folder or URL" in fault("none-such-set")
+    assert "holds no .jsonl" in fault(tmp_path)
+    assert "nowhere://a.jsonl: cannot be read: Protocol not known" in fault("nowhere://a.jsonl")
+
+
+def test_lines_go_on_behind_a_bad_line(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.jsonl", b'{"a": 1}\noops \xff\n{"a": 2}\n')
+    lines = list(storage.lines(str(path)))
+    assert [line.row for line in lines] == [{"a": 1}, {"line": "oops �"}, {"a": 2}]
+    assert [bool(line.fault) for line in lines] == [False, True, False]
+
+
+PAIR = Pair(prompt=user("Q"), chosen=assistant("yes"), rejected=assistant("no")).line()
+CHANGES: list[tuple[dict[str, Any], str]] = [
+    ({"chosne": 1}, "chosne: unknown field; did you mean 'chosen'?"),
+    ({"zzz": 1}, "zzz: unknown field; known are id, prompt, chosen, rejected"),
+    ({"prompt": [{"role": "user", "content": "Q", "nme": "x"}]}, "prompt.0.nme: unknown field; did you mean 'name'?"),
+    ({"prompt": [{"role": "user"}]}, "prompt.0.content: missing field; every line needs it"),
+    ({"prompt": []}, "prompt: tuple should have at least 1 item"),
+    ({"prompt": "Q"}, "prompt: input should be a valid tuple, but it is 'Q'"),
+    ({"p": "0.5"}, "p: input should be a valid number, but it is '0.5'"),
+    ({"p": 1.5}, "p: input should be less than or equal to 1, but it is 1.5"),
+    ({"weight": True}, "weight: input should be a valid number, but it is True"),
+    ({"chosen": [{"role": "user", "content": "x"}]}, "chosen: a response must begin and end with an assistant turn"),
+    ({"chosen": [{"role": "assistant", "content": " "}]}, "chosen: the response is empty"),
+    ({"chosen": PAIR["rejected"]}, "chosen equals rejected"),
+    ({"chosen": [{"role": "assistant", "content": "other"}]}, f"id '{PAIR['id']}' is not the hash of the content"),
+    (
+        {"prompt": [{"role": "robot", "content": "x"}]},
+        "prompt.0.role: input should be 'system', 'user', 'assistant' or 'tool'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "sentence"), CHANGES)
+def test_a_bad_field_is_named_by_file_line_and_field(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
+    path = put(tmp_path / "a.jsonl", storage.encode(PAIR) + storage.encode(PAIR | change))
+    with pytest.raises(InputError) as caught:
+        list(storage.read(str(path), Pair))
+    assert str(caught.value).startswith(f"{path}:2: {sentence}")
+
+
+def test_a_missing_field_is_named(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.jsonl", b'{"prompt": [{"role": "user", "content": "Q"}]}\n')
+    with pytest.raises(InputError, match=r"a.jsonl:1: chosen: missing field; every line needs it"):
+        list(storage.read(str(path), Pair))
+
+
+# ---------------------------------------------------------------- writing
+
+texts = st.text(min_size=1).filter(str.strip)
+pairs = st.builds(
+    lambda prompt, chosen, p, margin, group: Pair(
+        prompt=user(prompt), chosen=assistant(chosen), rejected=assistant(chosen + "!"), p=p, margin=margin, group=group
+    ),
+    st.text(),
+    texts,
+    st.floats(0, 1),
+    st.floats(0, 1e6),
+    st.text(),
+)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet"])
+def test_what_is_written_reads_back_and_has_the_same_bytes_each_time(tmp_path: Path, suffix: str) -> None:
+    @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(st.lists(pairs, min_size=1, max_size=5))
+    def law(records: list[Pair]) -> None:
+        path = tmp_path / f"a{suffix}"
+        first = storage.write(path, records)
+        assert list(storage.read(str(path), Pair)) == records
+        assert first == storage.write(path, iter(records))
+        assert first == storage.Written(str(path), len(records), storage.sha256(path))
+
+    law()
+
+
+def test_parquet_keeps_maps_and_plain_rows(tmp_path: Path) -> None:
+    outcome = Outcome(
+        pair_id="x", step=0, split="train", logp_chosen=-1.5, logp_rejected=-2.0,
+        logratio_chosen=0.0, logratio_rejected=0.0, length_chosen=3, length_rejected=4, loss=0.69,
+    )  # fmt: skip
+    rated = Candidates(
+        prompt=user("Q"),
+        responses=(Candidate(content="a", rules={"short": 1.0}), Candidate(content="b", rules={"kind": 0.0})),
+    )
+    storage.write(tmp_path / "o.parquet", [outcome, outcome])
+    storage.write(tmp_path / "c.parquet", [rated])
+    assert list(storage.read(str(tmp_path / "o.parquet"), Outcome)) == [outcome, outcome]
+    assert list(storage.read(str(tmp_path / "c.parquet"), Candidates)) == [rated]
+
+
+def test_rows_that_parquet_cannot_hold_are_refused_and_nothing_appears(tmp_path: Path) -> None:
+    pair = Pair(prompt=user("Q"), chosen=assistant("a"), rejected=assistant("b"), tools=[{"parameters": {}}])
+    with pytest.raises(InputError, match=r"do not fit Parquet .*; write .jsonl instead"):
+        storage.write(tmp_path / "a.parquet", [pair])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_text_and_bytes(tmp_path: Path) -> None:
+    storage.write_json(tmp_path / "deep" / "a.json", {"é": [1, None]})
+    storage.write_text(tmp_path / "a.txt", "é\n")
+    storage.write_bytes(tmp_path / "a.bin", b"\x00")
+    assert json.loads((tmp_path / "deep" / "a.json").read_text("utf-8")) == {"é": [1, None]}
+    assert (tmp_path / "a.txt").read_bytes() == "é\n".encode()
+    assert (tmp_path / "a.bin").read_bytes() == b"\x00"
+
+
+def test_a_url_is_written_whole() -> None:
+    record = Pair(prompt=user("Q"), chosen=assistant("a"), rejected=assistant("b"))
+    written = storage.write("memory://out/a.jsonl.gz", [record])
+    assert list(storage.read("memory://out/a.jsonl.gz", Pair)) == [record]
+    assert written.sha256 == storage.sha256("memory://out/a.jsonl.gz")
+
+
+def interrupted(path: Path, error: Exception) -> None:
+    with storage.replacing(path) as file:
+        file.write(b"half of it")
+        raise error
+
+
+def test_an_error_in_the_block_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.txt", b"old")
+    with pytest.raises(RuntimeError):
+        interrupted(path, RuntimeError())
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_record_that_fails_half_way_leaves_the_old_file(tmp_path: Path) -> None:
+    def failing() -> Iterator[Pair]:
+        yield Pair(prompt=user("Q"), chosen=assistant("a"), rejected=assistant("b"))
+        raise InputError("in.jsonl:2: is not JSON")
+
+    path = put(tmp_path / "a.jsonl.gz", b"old")
+    with pytest.raises(InputError, match=r"in.jsonl:2"):
+        storage.write(path, failing())
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_said_and_leaves_the_old_file(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.txt", b"old")
+    with pytest.raises(InputError) as caught:
+        interrupted(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert str(caught.value) == (
+        f"{path}: cannot be written: No space left on device; free some space and run again "
+        "(what was there before is untouched)"
+    )
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+FILL = """
+import resource, sys
+from druthers import storage
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    storage.write_bytes(sys.argv[1], b"x" * 100_000)
+except storage.InputError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="file size limits are a POSIX thing")
+def test_a_real_write_that_hits_a_limit_leaves_the_old_file(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.bin", b"old")
+    done = subprocess.run([sys.executable, "-c", FILL, str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{path}: cannot be written: File too large; free some space and run again")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    put(tmp_path / "file", b"")
+    with pytest.raises(InputError, match=r"file/a.txt: cannot be written: "):
+        storage.write_text(tmp_path / "file" / "a.txt", "x")
+
+
+def test_a_link_keeps_pointing_and_its_target_is_replaced(tmp_path: Path) -> None:
+    target = put(tmp_path / "target.txt", b"old")
+    (tmp_path / "link.txt").symlink_to(target)
+    storage.write_text(tmp_path / "link.txt", "new")
+    assert (tmp_path / "link.txt").is_symlink()
+    assert target.read_bytes() == b"new"
+
+
+def test_numbers_without_a_json_form_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        storage.write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------- sources
+
+
+def test_a_folder_with_train_and_heldout_is_both_parts(tmp_path: Path) -> None:
+    train, heldout = put(tmp_path / "train.jsonl.gz", b""), put(tmp_path / "heldout.jsonl.gz", b"")
+    assert storage.locate(str(tmp_path)) == storage.Source(str(train), str(heldout))
+    heldout.unlink()
+    assert storage.locate(str(tmp_path)) == storage.Source(str(train))
+    train.rename(tmp_path / "a.jsonl.gz")
+    assert storage.locate(str(tmp_path)) == storage.Source(str(tmp_path))
+
+
+def test_packaged_sets_are_found_by_name() -> None:
+    for name in storage.packaged():
+        if any((Path(storage.__file__).parent / "data" / name).glob("train.*")):
+            source = storage.locate(name)
+            assert Path(source.train).name == "train.jsonl.gz"
+            assert source.heldout is not None
+            assert Path(source.heldout).name == "heldout.jsonl.gz"
+
+
+def test_the_hash_of_a_folder_is_of_names_and_contents(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.jsonl", JSONL)
+    whole = storage.sha256(tmp_path)
+    assert whole == storage.sha256(tmp_path)
+    path.rename(tmp_path / "b.jsonl")
+    assert whole != storage.sha256(tmp_path)
+
+
+def test_rows_are_counted_quickly_where_that_is_possible(tmp_path: Path) -> None:
+    plain, array = put(tmp_path / "a.jsonl", JSONL), put(tmp_path / "b.json", b"[]")
+    packed, cut = (
+        put(tmp_path / "c.jsonl.gz", gzip.compress(JSONL)),
+        put(tmp_path / "d.jsonl.gz", gzip.compress(JSONL)[:20]),
+    )
+    pq.write_table(pa.table({"a": [1, 2, 3]}), tmp_path / "e.parquet")
+    paths = [str(path) for path in (plain, array, packed, cut, tmp_path / "e.parquet")]
+    assert [storage.count(path) for path in paths] == [2, 0, 2, 0, 3]
+    assert storage.count("memory://set") == 0
