@@ -27,10 +27,10 @@ from druthers.tokens import check_text
 
 HOME = Path(__file__).parents[1] / "src" / "druthers" / "data" / "brand-voice"
 SAMPLES = 4
-TEMPERATURE = 0.8
+TEMPERATURE = 0.9
 TOP_P = 0.95
-MAX_NEW_TOKENS = 128
-BATCH_SIZE = 64
+MAX_NEW_TOKENS = 96
+BATCH_SIZE = 32
 MARGIN_SCALE = 1.0
 HELDOUT_SHARE = 0.26
 LARGEST = 3_000_000
@@ -69,7 +69,7 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=HOME, help="folder for the files (default: the package)")
     options.add_argument("--limit", type=int, help="only the first N prompts")
     options.add_argument("--seed", type=int, default=0, help="root of the sampling")
-    options.add_argument("--pick", choices=("all", "extremes"), default="all", help="which pairs of a prompt")
+    options.add_argument("--pick", choices=("all", "extremes"), default="extremes", help="which pairs of a prompt")
     options.add_argument("--keep-candidates", action="store_true", help="judge the answers that are there already")
     chosen = options.parse_args()
     if chosen.limit and chosen.out == HOME:

@@ -27,7 +27,7 @@ from druthers.models import Loaded, attach_adapter, weights_sha
 from druthers.records import Exchange, InputError, Judgement, Message, Outcome, Prompt, user
 from druthers.run import Run
 from druthers.stats import Estimate, Interval, Undefined
-from druthers.tokens import tokenize
+from druthers.tokens import encode_prompt, tokenize
 from tests import tiny
 
 Messages = tuple[Message, ...]
@@ -216,6 +216,17 @@ def test_answers_are_scored_token_by_token_in_any_company() -> None:
     for one, logps in zip(asked[:4], found[:4], strict=True):
         assert logps.tolist() == pytest.approx(plain_logps(one, model), abs=1e-5)
     assert [len(logps) for logps in found] == [4, 9, 12, 1, 0, 0]
+
+
+def test_the_sampled_tokens_are_scored_where_they_are_known() -> None:
+    """Text that would tokenise otherwise (half a letter, say) is no matter: one log-probability a sampled token."""
+    model = loaded()
+    known = exchange("a?", "never read").model_copy(update={"ids": (65, 66, 200, model.tokenizer.eos_token_id)})
+    (found,) = scoring.answer_logps([known], loaded=model, token_budget=64)
+    prompt = encode_prompt(known.prompt, model.tokenizer)
+    ids = torch.tensor([[*prompt, *known.ids]])
+    logps = model.model(input_ids=ids).logits[0].log_softmax(-1)[len(prompt) - 1 : -1]
+    assert found.tolist() == pytest.approx(logps.gather(1, ids[0, len(prompt) :, None])[:, 0].tolist(), abs=1e-5)
 
 
 # ---------------------------------------------------------------- answers

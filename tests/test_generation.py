@@ -94,6 +94,21 @@ def test_answers_do_not_depend_on_the_batch(batch_size: int) -> None:
     assert texts(ask(model, samples=3, batch_size=batch_size)) == texts(ask(model, samples=3, batch_size=18))
 
 
+def test_batches_side_by_side_are_the_batches_one_by_one() -> None:
+    """Whatever the number of threads, and it is left as it was."""
+    model, before = loaded(), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = ask(model, samples=3, batch_size=4)
+        torch.set_num_threads(3)
+        assert ask(model, samples=3, batch_size=4) == alone
+        assert torch.get_num_threads() == 3
+        with pytest.raises(ValueError, match="broken"):
+            generation.side_by_side(lambda chosen, copies: int("broken"), [([0], range(1))] * 4, device=model.device)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_answers_come_in_the_order_of_the_prompts() -> None:
     model = loaded()
     found = ask(model, samples=2)

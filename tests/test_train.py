@@ -672,3 +672,15 @@ def test_a_log_that_lost_lines_is_not_filled_up_with_zeros(stopped: Path) -> Non
     log.write_bytes(log.read_bytes()[:100])
     assert "shorter than its checkpoint says" in refusal(stopped)
     assert log.stat().st_size == 100
+
+
+@given(st.integers(2, 40), st.integers(1, 8), st.integers(1, 12), st.integers(0, 3))
+def test_only_pairs_that_some_step_sees_are_scored(count: int, size: int, steps: int, seed: int) -> None:
+    """A run of less than an epoch asks the reference about its own pairs alone."""
+    pairs = [TokenizedPair(f"{i}", (1,), (2,), (3,), (True,), (True,)) for i in range(count)]
+    settings = TrainSettings(pairs_per_step=size, max_steps=steps)
+    schedule = loop.make_schedule(count, settings)
+    used = loop.used_pairs(pairs, schedule, settings, seed=seed)
+    seen = [i for s in range(schedule.total) for i in step_indices(count, step=s, pairs_per_step=size, seed=seed)]
+    assert {pair.id for pair in used} == {f"{i}" for i in seen}
+    assert len(used) == len({pair.id for pair in used})

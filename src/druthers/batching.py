@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -26,7 +27,6 @@ class Batch:
     """
 
     input_ids_ST: Tensor
-    attention_mask_ST: Tensor
     position_ids_ST: Tensor
     gather_N: Tensor
     target_N: Tensor
@@ -43,13 +43,14 @@ class Batch:
         return self.p_B.shape[0]
 
 
-def epoch_order(count: int, *, seed: int, epoch: int) -> list[int]:
+@lru_cache(maxsize=2)
+def epoch_order(count: int, *, seed: int, epoch: int) -> tuple[int, ...]:
     """The seeded order of one epoch; a function of its arguments alone, so a resumed run finds its place again.
 
     >>> sorted(epoch_order(5, seed=0, epoch=3))
     [0, 1, 2, 3, 4]
     """
-    return [int(i) for i in np.random.default_rng([seed, epoch]).permutation(count)]
+    return tuple(np.random.default_rng([seed, epoch]).permutation(count).tolist())
 
 
 def step_count(count: int, *, pairs_per_step: int, epochs: float, max_steps: int | None) -> int:
@@ -66,7 +67,8 @@ def step_indices(count: int, *, step: int, pairs_per_step: int, seed: int) -> li
     """Indices of the pairs that optimizer step `step` (from 0) trains on; every epoch sees every pair once."""
     per_epoch = math.ceil(count / pairs_per_step)
     epoch, within = divmod(step, per_epoch)
-    return epoch_order(count, seed=seed, epoch=epoch)[within * pairs_per_step : (within + 1) * pairs_per_step]
+    order = epoch_order(count, seed=seed, epoch=epoch)
+    return list(order[within * pairs_per_step : (within + 1) * pairs_per_step])
 
 
 def plan(pairs: Sequence[TokenizedPair], *, token_budget: int) -> list[list[int]]:
@@ -95,13 +97,11 @@ def collate(pairs: Sequence[TokenizedPair], *, pad_id: int, device: torch.device
     rows = [(p.prompt + p.chosen, p.chosen_scored, len(p.prompt)) for p in pairs]
     rows += [(p.prompt + p.rejected, p.rejected_scored, len(p.prompt)) for p in pairs]
     ids = np.full((len(rows), width), pad_id, dtype=np.int64)
-    mask = np.zeros((len(rows), width), dtype=np.int64)
     gather: list[int] = []
     target: list[int] = []
     owner: list[int] = []
     for s, (row, scored, prompt) in enumerate(rows):
         ids[s, : len(row)] = row
-        mask[s, : len(row)] = 1
         at = [prompt + i for i, kept in enumerate(scored) if kept]
         gather += [s * width + i - 1 for i in at]
         target += [row[i] for i in at]
@@ -116,7 +116,6 @@ def collate(pairs: Sequence[TokenizedPair], *, pad_id: int, device: torch.device
 
     return Batch(
         input_ids_ST=whole(ids),
-        attention_mask_ST=whole(mask),
         position_ids_ST=whole(positions),
         gather_N=whole(gather),
         target_N=whole(target),
@@ -125,5 +124,5 @@ def collate(pairs: Sequence[TokenizedPair], *, pad_id: int, device: torch.device
         p_B=real([p.p for p in pairs]),
         margin_B=real([p.margin for p in pairs]),
         weight_B=real([p.weight for p in pairs]),
-        tokens=int(mask.sum()),
+        tokens=sum(len(row) for row, _, _ in rows),
     )

@@ -171,7 +171,7 @@ def headline(result: dict[str, Any]) -> Table:
         table.add_row(label, f"{result[key]:.2f}" if result.get(key) is not None else "not measured")
     table.add_row(
         "trained",
-        f"{result.get('pairs', {}).get('train', 0):,} pairs, {train.get('steps')} steps, "
+        f"{train.get('pairs', 0):,} of {result.get('pairs', {}).get('train', 0):,} pairs, {train.get('steps')} steps, "
         f"{train.get('pairs_per_second')} pairs/s",
     )
     table.add_row("peak memory", f"{train.get('peak_memory_gib', 0):.2f} GiB")

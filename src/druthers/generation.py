@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import copy
 import random
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -103,13 +105,17 @@ def transformers_generator(loaded: Loaded, *, batch_size: int, model_name: str) 
         scorer = inference_twin(loaded).scorer
         found: dict[tuple[int, int], Answer] = {}
         tick = counter(progress, len(prompts) * samples)
-        for chosen, copies in batches([len(ids) for ids in encoded], samples=samples, batch_size=batch_size):
+
+        def answer(chosen: list[int], copies: range) -> None:
             rows = [(i, j) for i in chosen for j in copies]
             luck_SN = torch.stack([uniforms(seed, keys[i], j, max_new_tokens) for i, j in rows]).to(loaded.device)
             answers = decode(
                 scorer, [encoded[i] for i in chosen], copies=len(copies), luck_SN=luck_SN, sampling=sampling, tick=tick
             )
             found.update(zip(rows, answers, strict=True))
+
+        jobs = list(batches([len(ids) for ids in encoded], samples=samples, batch_size=batch_size))
+        side_by_side(answer, jobs, device=loaded.device)
         return [
             [
                 exchange(prompt, found[i, j], loaded, name=model_name, seed=seed, temperature=temperature)
@@ -119,6 +125,27 @@ def transformers_generator(loaded: Loaded, *, batch_size: int, model_name: str) 
         ]
 
     return generate
+
+
+def side_by_side(
+    work: Callable[[list[int], range], None], jobs: Sequence[tuple[list[int], range]], *, device: torch.device
+) -> None:
+    """Run every job; on a CPU as many at once as there are threads, each on one.
+
+    The products of decoding are too small to share out: two threads on one batch are slower than one.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1 or len(jobs) == 1:
+        for job in jobs:
+            work(*job)
+        return
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        for done in [pool.submit(work, *job) for job in jobs]:
+            done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 def check_sampling(*, samples: int, temperature: float, top_p: float, max_new_tokens: int) -> None:
@@ -195,13 +222,14 @@ def uniforms(seed: int, prompt_id: str, sample: int, count: int) -> Tensor:
 
 def counter(progress: Progress | None, total: int) -> Callable[[int], None]:
     """A callback that adds up what is done."""
-    done = 0
+    done, alone = 0, threading.Lock()
 
     def tick(count: int) -> None:
         nonlocal done
-        done += count
-        if progress and count:
-            progress(done, total)
+        with alone:
+            done += count
+            if progress and count:
+                progress(done, total)
 
     return tick
 
@@ -323,4 +351,5 @@ def exchange(prompt: Messages, answer: Answer, loaded: Loaded, *, name: str, see
         tokens=len(answer.tokens),
         finished=answer.finished,
         logp=answer.logp,
+        ids=answer.tokens,
     )

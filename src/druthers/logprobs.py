@@ -115,9 +115,10 @@ def module_logps(hidden_NH: Tensor, target_N: Tensor, scorer: Scorer, chunk: int
 
 def token_logps(scorer: Scorer, batch: Batch, *, chunk: int = CHUNK) -> Tensor:
     """Log-probability of every scored response token, shape (N,), float32 (float64 for a float64 model), in nats."""
+    # No mask: padding stands on the right, where a causal model's real tokens never look, and without one the
+    # attention kernel skips the half above the diagonal.
     hidden_STH = scorer.backbone(
         input_ids=batch.input_ids_ST,
-        attention_mask=batch.attention_mask_ST,
         position_ids=batch.position_ids_ST,
         use_cache=False,
     ).last_hidden_state

@@ -6,20 +6,26 @@ import contextlib
 import copy
 import hashlib
 import importlib.util
+import io
 import json
 import math
 import os
 import pickle
+import socket
 import struct
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
 import transformers
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.constants import ENDPOINT as HUB
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -109,7 +115,9 @@ def unpacked() -> Path:
     folder = cache_folder("models") / f"{PACKAGED[1]}-{stamp}"
     if folder.is_dir():
         return folder
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    quiet()
+    with contextlib.redirect_stderr(io.StringIO()):  # a bar that no setting turns off
+        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     model.hf_quantizer = None
     del model.config.quantization_config
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -142,7 +150,29 @@ def source(settings: ModelSettings) -> tuple[str, dict[str, Any]]:
         return str(local), {}
     if local.exists() or settings.path.startswith((".", "/", "~")):
         raise InputError(f"model {settings.path!r} is not a folder; name a Hugging Face model folder or a hub id")
+    if not hub_answers() and not hub_cached(settings):
+        raise InputError(
+            f"model {settings.path!r} is neither a folder here nor in the hub's cache, and {HUB} cannot be reached; "
+            "correct the path, or run again with a network"
+        )
     return settings.path, {} if settings.revision is None else {"revision": settings.revision}
+
+
+def hub_answers() -> bool:
+    """Whether the hub's name resolves: asked once, because its client tries for a minute."""
+    try:
+        socket.getaddrinfo(urlsplit(HUB).hostname, 443)
+    except OSError:
+        return False
+    return True
+
+
+def hub_cached(settings: ModelSettings) -> bool:
+    """Whether the hub's cache holds the model's configuration already."""
+    try:
+        return isinstance(try_to_load_from_cache(settings.path, "config.json", revision=settings.revision), str)
+    except HFValidationError:
+        return False
 
 
 def model_name(settings: ModelSettings) -> str:

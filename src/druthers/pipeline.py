@@ -25,6 +25,7 @@ from druthers.run import Run, environment, input_note, note_code, open_run
 from druthers.tokens import TokenizedPair, tokenize
 from druthers.train import train
 from druthers.train.checkpoint import best
+from druthers.train.loop import make_schedule, peak_memory_gib
 
 Bar = Callable[[int, int], None]
 
@@ -174,21 +175,21 @@ def say_plan(settings: Settings, policy: Loaded, pairs: list[TokenizedPair], *, 
     """Print what follows from the settings before the first step."""
     t = settings.train
     trained = sum(weight.numel() for weight in models.trainable(policy).values())
-    tokens = sum(2 * len(pair.prompt) + len(pair.chosen) + len(pair.rejected) for pair in pairs)
+    total = make_schedule(len(pairs), t).total
+    used = min(len(pairs), total * t.pairs_per_step)
+    tokens = sum(2 * len(pair.prompt) + len(pair.chosen) + len(pair.rejected) for pair in pairs) / len(pairs)
     screen.say(
         f"{policy.name}: {trained / 1e6:.1f} M weights trained ({'LoRA' if policy.adapted else 'all'}), "
         f"{str(policy.compute).removeprefix('torch.')} compute on {policy.device}, {torch.get_num_threads()} threads"
     )
     screen.say(
-        f"{len(pairs):,} pairs, {tokens:,} tokens an epoch, {t.pairs_per_step} pairs a step, {t.epochs:g} epochs, "
+        f"{total:,} steps of {t.pairs_per_step} pairs: {used:,} of {len(pairs):,} pairs, {tokens:,.0f} tokens each; "
         f"{settings.loss.name} loss, learning rate {t.learning_rate:g}"
     )
 
 
 def watcher(screen: Screen, settings: Settings, count: int) -> Callable[[dict[str, Any]], None]:
     """A callback that moves the training bar and says each evaluation."""
-    from druthers.train.loop import make_schedule
-
     bar, total = screen.bar("steps"), make_schedule(count, settings.train).total
 
     def note(row: dict[str, Any]) -> None:
@@ -249,15 +250,8 @@ def evaluate_stage(run: Run, settings: Settings, *, screen: Screen, policy: Load
     screen.clear()
     run.update_summary(headline)
     timed(run, "evaluate", since=since)
-    peak = max(found["train"]["peak_memory_gib"], peak_memory_gib())
+    peak = max(found["train"]["peak_memory_gib"], round(peak_memory_gib(), 3))
     run.update_summary({"train": {"peak_memory_gib": peak}})
-
-
-def peak_memory_gib() -> float:
-    """The most memory this process has held, in GiB."""
-    from druthers.train.loop import peak_memory_gib as measured
-
-    return round(measured(), 3)
 
 
 def report_stage(run: Run, *, screen: Screen) -> dict[str, Any]:

@@ -247,7 +247,10 @@ class Outcome(Record):
 
 
 class Exchange(Record):
-    """One generated answer: who was asked what, how it was sampled, and what came back."""
+    """One generated answer: who was asked what, how it was sampled, and what came back.
+
+    `ids` are the very tokens that were sampled, the end token included; their text may tokenise otherwise.
+    """
 
     prompt: Messages
     response: str
@@ -257,6 +260,7 @@ class Exchange(Record):
     tokens: int
     finished: bool
     logp: float | None = None
+    ids: Annotated[tuple[int, ...], Field(strict=False)] = ()
 
     @property
     def prompt_id(self) -> str:

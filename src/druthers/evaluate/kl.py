@@ -11,8 +11,8 @@ sum of a sequence's terms and "per token" the same sum divided by its tokens. Su
 heavy tail that a ratio of whole sequences has.
 
 Samples come at temperature 1 without a nucleus, because truncation of the distribution biases the estimate; a sample
-that runs into the length limit counts with the tokens it has. Their text is tokenised again
-and both models score the same tokens in the same layout, so a round trip that changes tokens cannot masquerade as KL.
+that runs into the length limit counts with the tokens it has. Both models score the very tokens that were sampled, in
+the same layout: their text, tokenised again, would be a sample of another distribution.
 """
 
 from __future__ import annotations

@@ -86,9 +86,9 @@ def terms_of(pairs: Sequence[TokenizedPair]) -> PairTerms:
 def answer_logps(answers: Sequence[Exchange], *, loaded: Loaded, token_budget: int) -> list[Floats]:
     """Log-probability of every token of every answer under the model, in nats.
 
-    The answers' text is tokenised again, so two models that score the same answers score the same tokens; the
-    end-of-turn token counts for a finished answer and is left out for one that ran into the length limit. Two answers
-    to one prompt share a row pair, as chosen and rejected do in training.
+    The sampled tokens are scored, so two models that score the same answers score the same tokens, and a text that
+    would tokenise otherwise cannot bias the KL; the end-of-turn token counts for a finished answer. Two answers to one
+    prompt share a row pair, as chosen and rejected do in training.
     """
     found: list[Floats] = [np.empty(0)] * len(answers)
     cells = list(row_pairs(answers, loaded.tokenizer))
@@ -129,7 +129,12 @@ def row_pair(answer: Exchange, first: list[int], second: list[int], tokenizer: A
 
 
 def answer_ids(answer: Exchange, tokenizer: Any) -> list[int]:
-    """Token ids of an answer as the chat template writes it; empty when its text spells out a control token."""
+    """The tokens that were sampled; for an answer known by its text alone, those the chat template writes.
+
+    Empty when that text spells out a control token.
+    """
+    if answer.ids:
+        return list(answer.ids)
     try:
         ids, _ = encode_response(answer.prompt, assistant(answer.response), tokenizer)
     except InputError:

@@ -104,7 +104,7 @@ def facts(files: RunFiles) -> list[Fact]:
     source = text(files.tree("data/summary.json"), "source") or text(config, "data.pairs")
     model = text(inputs, "model.name") or text(config, "model.path")
     size = with_unit(wording.amount, number(inputs, "model.parameters"), "parameters")
-    learned = with_unit(wording.count, pair_count(files, "train"), "pairs to learn from")
+    learned = pairs_learned(files)
     held = with_unit(wording.count, pair_count(files, "heldout"), "held out")
     weights = {"none": "every weight", "lora": "LoRA adapter"}.get(adapter, adapter)
     trained = number(summary, "train.seconds")
@@ -129,6 +129,14 @@ def facts(files: RunFiles) -> list[Fact]:
         ),
         Fact("Peak memory", memory or NONE, text(files.tree("environment.json"), "precision")),
     ]
+
+
+def pairs_learned(files: RunFiles) -> str:
+    """How many pairs the steps saw, of how many where it was not all of them."""
+    there, seen = pair_count(files, "train"), number(files.tree("summary.json"), "train.pairs")
+    if seen is None or there is None or seen >= there:
+        return with_unit(wording.count, there, "pairs to learn from")
+    return f"{wording.count(seen)} of {wording.count(there)} pairs learned from"
 
 
 def pair_count(files: RunFiles, part: str) -> float | None:

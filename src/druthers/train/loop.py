@@ -310,6 +310,17 @@ def make_schedule(count: int, settings: TrainSettings) -> Schedule:
     return Schedule(total, evaluate, evaluate | extra)
 
 
+def used_pairs(
+    pairs: Sequence[TokenizedPair], schedule: Schedule, settings: TrainSettings, *, seed: int
+) -> Sequence[TokenizedPair]:
+    """The pairs some step will train on: all of them, or fewer in a run of less than one epoch."""
+    if schedule.total * settings.pairs_per_step >= len(pairs):
+        return pairs
+    steps = range(schedule.total)
+    size = settings.pairs_per_step
+    return [pairs[i] for s in steps for i in step_indices(len(pairs), step=s, pairs_per_step=size, seed=seed)]
+
+
 def better(value: float, than: float | None, *, metric: str) -> bool:
     """Whether an evaluation beats the best so far: loss falls, accuracy and margin rise."""
     return than is None or (value < than if metric == "loss" else value > than)
@@ -362,7 +373,8 @@ def train(
     """
     t = settings.train
     loss, schedule = make_loss(settings, pairs, heldout), make_schedule(len(pairs), t)
-    chosen = reference.choose(t.reference, policy, [*pairs, *heldout], token_budget=t.token_budget, progress=scoring)
+    used = used_pairs(pairs, schedule, t, seed=settings.seed)
+    chosen = reference.choose(t.reference, policy, [*used, *heldout], token_budget=t.token_budget, progress=scoring)
     course = Course(run, settings, policy, pairs, heldout, chosen.scores, loss, note)
     optimizer = make_optimizer(policy, t)
     found = checkpoint.latest(run.folder)
@@ -372,7 +384,7 @@ def train(
     if position.step < schedule.total or run.has(OUTCOME_LOG):
         position = finish(course, schedule, position, optimizer)
         write_outcomes(run)
-    return summary(run, position, schedule, kind=chosen.kind)
+    return summary(run, position, schedule, used=len(used), kind=chosen.kind)
 
 
 def finish(course: Course, schedule: Schedule, position: Position, optimizer: torch.optim.AdamW) -> Position:
@@ -450,12 +462,13 @@ def write_outcomes(run: Run) -> None:
     log.unlink()
 
 
-def summary(run: Run, position: Position, schedule: Schedule, *, kind: str) -> Row:
-    """The `train` section of summary.json."""
+def summary(run: Run, position: Position, schedule: Schedule, *, used: int, kind: str) -> Row:
+    """The `train` section of summary.json; `used` is how many different pairs the steps saw."""
     lines = [row for row in run.metrics() if row["split"] == "train"]
     seconds = position.seconds
     return {
         "steps": schedule.total,
+        "pairs": used,
         "best_step": position.best_step,
         "reference": kind,
         "seconds": round(seconds, 2),

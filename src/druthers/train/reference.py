@@ -23,7 +23,7 @@ from druthers.tokens import TokenizedPair
 Reference = Callable[[Batch, Sequence[TokenizedPair]], Tensor]
 """Batch and its pairs to reference log-probs of shape (2, B)."""
 
-LAYOUT = "padded-1"
+LAYOUT = "padded-2"
 SAMPLE = 4
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-3}
 
