@@ -58,10 +58,9 @@ def align(settings: Settings, *, screen: Screen) -> dict[str, Any]:
 
 
 def prepare(settings: Settings) -> None:
-    """Threads, and denormal numbers flushed to zero (they slow a CPU and carry nothing)."""
+    """Threads as asked for, and transformers' own bars off."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    torch.set_flush_denormal(True)
     models.quiet()
 
 
