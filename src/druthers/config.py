@@ -98,7 +98,7 @@ class TrainSettings(Section):
     epochs: float = Field(1.0, gt=0, description="passes over the training pairs")
     max_steps: int | None = Field(None, ge=1, description="stop after this many optimizer steps")
     pairs_per_step: int = Field(16, ge=1, description="pairs in one optimizer step")
-    token_budget: int = Field(4096, ge=16, description="most padded tokens in one micro-batch")
+    token_budget: int = Field(2048, ge=16, description="most padded tokens in one micro-batch")
     learning_rate: float = Field(5e-6, gt=0, description="peak learning rate")
     schedule: Literal["linear", "cosine", "constant"] = Field("cosine", description="shape after warm-up")
     warmup_share: float = Field(0.1, ge=0, lt=1, description="share of the steps that warm up linearly")
