@@ -150,7 +150,8 @@ def note_inputs(run: Run, settings: Settings, policy: Loaded) -> None:
     where = storage.locate(settings.data.pairs)
     heldout = settings.data.heldout or where.heldout
     template = hashlib.sha256(policy.tokenizer.chat_template.encode()).hexdigest()
-    size = sum(weight.numel() for weight in policy.causal.parameters())
+    added = sum(weight.numel() for weight in models.trainable(policy).values()) if policy.adapted else 0
+    size = sum(weight.numel() for weight in policy.causal.parameters()) - added
     note = {
         "pairs": input_note(settings.data.pairs, run.path("data/train.jsonl")),
         "heldout": None if heldout is None else input_note(heldout, run.path("data/heldout.jsonl")),
