@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from druthers.records import InputError
 
@@ -437,7 +437,7 @@ def setting_table(listed: list[Any]) -> Table:
 def check_table(result: dict[str, Any]) -> Table:
     """Every check, a row each."""
     marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "missing": "[red]missing[/]"}
-    table = Table("", "what", "found", "remedy", box=None, pad_edge=False)
+    table = Table("", "what", "found", Column("remedy", overflow="fold"), box=None, pad_edge=False)
     for check in result["checks"]:
         table.add_row(
             marks.get(check["state"], escape(check["state"])),

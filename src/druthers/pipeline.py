@@ -294,9 +294,10 @@ def model_card(run: Run, policy: Loaded) -> str:
         f"Base model: {policy.name} (weights SHA-256 `{policy.sha[:16]}`); its licence applies to this model too.",
         f"Method: Direct Preference Optimization ({settings.loss.name} loss, beta {settings.loss.beta:g}), "
         f"{'LoRA adapter merged in float32' if policy.adapted else 'all weights trained'}, "
-        f"learning rate {settings.train.learning_rate:g}, {settings.train.epochs:g} epochs, "
+        f"learning rate {settings.train.learning_rate:g}, {settings.train.pairs_per_step} pairs a step, "
         f"checkpoint of step {run.json('checkpoints/best.json')['step']}.",
-        f"Data: {counts.get('train')} training pairs, {counts.get('heldout')} held out.",
+        f"Data: {summary.get('train', {}).get('pairs')} of {counts.get('train')} training pairs, "
+        f"{counts.get('heldout')} held out.",
         "",
         "| measured on held-out data | value | 95 % interval | n |",
         "|---|---|---|---|",
