@@ -35,7 +35,6 @@ from druthers.train.checkpoint import Position
 from druthers.train.interruption import Interrupted, Interruption
 from druthers.train.reference import Reference
 
-STEP_0_TOLERANCE = 2e-3
 OUTCOME_LOG = "outcomes.jsonl"
 Row = dict[str, Any]
 Learn = Literal["learn", "look", "start"]
@@ -247,13 +246,13 @@ def opened_at(path: Path, size: int) -> IO[bytes]:
     return file
 
 
-def check_step_0(scored: Scored) -> None:
+def check_step_0(scored: Scored, *, compute: torch.dtype) -> None:
     """Before any update the policy is the reference; raises InputError when their log-probs differ."""
-    error = float((scored.ratio_CP.abs() / scored.length_CP).mean())
-    if not error <= STEP_0_TOLERANCE:
+    error = reference.gap(scored.logp_CP, scored.logp_CP - scored.ratio_CP, scored.length_CP)
+    if not error <= reference.TOLERANCE[compute]:
         raise InputError(
             f"before the first update policy and reference differ by {error:.1e} nat a token "
-            f"(limit {STEP_0_TOLERANCE:g}), so the reference is not the model being trained; "
+            f"(limit {reference.TOLERANCE[compute]:g}), so the reference is not the model being trained; "
             "delete the reference cache and run again"
         )
 
@@ -424,7 +423,7 @@ def advance(
     norm = torch.nn.utils.clip_grad_norm_(trainable(course.policy).values(), t.clip_norm).item()
     check_finite(scored, norm=norm, step=step)
     if position.step == 0:
-        check_step_0(scored)
+        check_step_0(scored, compute=course.policy.compute)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from druthers.batching import Batch
@@ -25,7 +26,8 @@ Reference = Callable[[Batch, Sequence[TokenizedPair]], Tensor]
 
 LAYOUT = "padded-2"
 SAMPLE = 4
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-3}
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
+"""Most that two scorings of one model may differ, in nats a token: other batch shapes take other matrix kernels."""
 
 
 def example_key(pair: TokenizedPair) -> str:
@@ -62,6 +64,16 @@ def write_cache(path: Path, scores: dict[str, tuple[float, float]]) -> None:
         pq.write_table(pa.table({"example": keys, "chosen": chosen, "rejected": rejected}), file)
 
 
+def gap(now_CP: ArrayLike, then_CP: ArrayLike, length_CP: ArrayLike) -> float:
+    """Mean absolute difference of two scorings, in nats a token, long responses counting by their tokens.
+
+    >>> gap([[-10.0], [-4.0]], [[-10.2], [-4.1]], [[40], [20]])
+    0.005
+    """
+    difference = np.abs(np.asarray(now_CP) - np.asarray(then_CP))
+    return round(float(difference.sum() / np.asarray(length_CP).sum()), 12)
+
+
 def check_cache(
     known: dict[str, tuple[float, float]], pairs: Sequence[TokenizedPair], reference: Loaded, *, path: Path
 ) -> None:
@@ -72,8 +84,7 @@ def check_cache(
         return
     now = score_pairs(reference, sample, token_budget=1)
     then = np.array([known[example_key(pair)] for pair in sample]).T
-    tokens = np.array([[len(pair.chosen), len(pair.rejected)] for pair in sample]).T
-    error = float(np.mean(np.abs(now - then) / tokens))
+    error = gap(now, then, np.array([[len(pair.chosen), len(pair.rejected)] for pair in sample]).T)
     if not error <= TOLERANCE[reference.compute]:
         raise InputError(
             f"the reference cache {path} disagrees with the reference by {error:.1e} nat a token; "
