@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,7 @@ def learned(policy: Loaded, base: Loaded, loss: Loss, *, token_budget: int) -> t
     """Loss and gradients through the training path."""
     policy.model.zero_grad(set_to_none=True)
     scores = reference.live(base)
-    scored = run_pairs(tokenized(PAIRS), policy, scores, loss, token_budget=token_budget, learn="learn")
+    scored = run_pairs(tokenized(PAIRS), [policy], scores, loss, token_budget=token_budget, learn="learn")
     return mean_loss(scored), {name: weight.grad.clone() for name, weight in policy.model.named_parameters()}
 
 
@@ -164,13 +164,60 @@ def test_loss_and_gradients_do_not_depend_on_the_micro_batches(name: str) -> Non
         assert max(distances(other_grads, grads).values()) <= 1e-10
 
 
+LORA = ModelSettings(adapter="lora", lora_rank=4)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """As many threads as micro-batches run at once."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("budget", [NARROW, 700])
+def test_micro_batches_side_by_side_give_the_same_gradient_and_always_the_same_bits(
+    budget: int, two_threads: None
+) -> None:
+    """A crew of two shares the weights; its gradients are summed in one order."""
+    loss, scores = LOSSES["sigmoid"](beta=BETA), reference.live(loaded(7, torch.float64))
+    policy = loaded(0, torch.float64)
+    value, grads = learned(policy, loaded(7, torch.float64), loss, token_budget=WIDE)
+    crew = models.crew_of(policy)
+    assert len(crew) == 2
+    found = []
+    for _ in range(3):
+        policy.model.zero_grad(set_to_none=True)
+        scored = run_pairs(tokenized(PAIRS), crew, scores, loss, token_budget=budget, learn="learn")
+        assert abs(mean_loss(scored) - value) / value <= 1e-10
+        assert all(weight.grad is None for weight in crew[1].model.parameters())
+        found.append({name: weight.grad.clone() for name, weight in policy.model.named_parameters()})
+    assert max(distances(found[0], grads).values()) <= 1e-10
+    assert all(torch.equal(other[name], grad) for other in found for name, grad in found[0].items())
+    assert torch.get_num_threads() == 2
+
+
+def test_the_twin_of_a_policy_follows_its_weights(two_threads: None) -> None:
+    """The optimizer moves one tensor, which both of them read."""
+    for policy in (loaded(0, torch.float32), models.attach_adapter(loaded(0, torch.float32), LORA)):
+        first, second = (models.trainable(member) for member in models.crew_of(policy))
+        assert first.keys() == second.keys()
+        with torch.no_grad():
+            for weight in first.values():
+                weight.add_(1.0)
+        for name, weight in first.items():
+            assert second[name] is not weight
+            assert second[name].data_ptr() == weight.data_ptr()
+
+
 def test_looking_leaves_no_gradient_and_gives_the_same_loss() -> None:
     """Evaluation runs the same code without the backward."""
     policy, base = loaded(0, torch.float32), loaded(7, torch.float32)
     loss = LOSSES["sigmoid"](beta=BETA)
     value, _ = learned(policy, base, loss, token_budget=WIDE)
     policy.model.zero_grad(set_to_none=True)
-    looked = run_pairs(tokenized(PAIRS), policy, reference.live(base), loss, token_budget=WIDE, learn="look")
+    looked = run_pairs(tokenized(PAIRS), [policy], reference.live(base), loss, token_budget=WIDE, learn="look")
     assert mean_loss(looked) == value
     assert all(weight.grad is None for weight in policy.model.parameters())
 
@@ -181,7 +228,7 @@ def test_the_loss_is_log_two_where_the_policy_is_a_live_reference(budget: int) -
     policy = loaded(0, torch.float32)
     hard = [replace(pair, margin=0.0) for pair in tokenized(PAIRS)]
     scores = reference.live(models.second_copy(policy))
-    scored = run_pairs(hard, policy, scores, LOSSES["sigmoid"](beta=BETA), token_budget=budget, learn="look")
+    scored = run_pairs(hard, [policy], scores, LOSSES["sigmoid"](beta=BETA), token_budget=budget, learn="look")
     assert torch.equal(scored.ratio_CP, torch.zeros_like(scored.ratio_CP))
     assert abs(mean_loss(scored) - math.log(2)) <= 1e-12
 
@@ -195,17 +242,18 @@ def test_the_packaged_model_starts_at_log_two() -> None:
     ]
     scores = reference.live(models.second_copy(policy))
     some, loss = tokenized(pairs, policy.tokenizer), LOSSES["sigmoid"](beta=BETA)
-    scored = run_pairs(some, policy, scores, loss, token_budget=WIDE, learn="look")
+    scored = run_pairs(some, [policy], scores, loss, token_budget=WIDE, learn="look")
     assert abs(mean_loss(scored) - math.log(2)) <= 1e-6
     assert (scored.logp_CP < -1).all()
     assert policy.tokenizer.decode(some[1].chosen) == "Four.<|im_end|>"
 
 
-def test_cache_adapter_and_copy_give_the_same_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_adapter_and_copy_give_the_same_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_threads: None
+) -> None:
     """Also after the adapter has moved, and when read back from disk: the reference stays the base model."""
     monkeypatch.setenv("DRUTHERS_CACHE", str(tmp_path))
-    lora = ModelSettings(adapter="lora", lora_rank=4)
-    policy, pairs = models.attach_adapter(loaded(0, torch.float32), lora), tokenized(PAIRS)
+    policy, pairs = models.attach_adapter(loaded(0, torch.float32), LORA), tokenized(PAIRS)
     plans = [reference.choose(kind, policy, pairs, token_budget=150) for kind in ("cache", "adapter", "copy")]
     assert [plan.kind for plan in plans] == ["cache", "adapter", "copy"]
     draw = torch.Generator().manual_seed(0)
@@ -214,7 +262,8 @@ def test_cache_adapter_and_copy_give_the_same_reference(tmp_path: Path, monkeypa
             weight.normal_(0, 0.2, generator=draw)
     plans.append(reference.choose("cache", policy, pairs, token_budget=WIDE))
     loss = LOSSES["sigmoid"](beta=BETA)
-    found = [run_pairs(pairs, policy, plan.scores, loss, token_budget=WIDE, learn="look") for plan in plans]
+    crew = models.crew_of(policy)
+    found = [run_pairs(pairs, crew, plan.scores, loss, token_budget=WIDE, learn="look") for plan in plans]
     references = [scored.logp_CP - scored.ratio_CP for scored in found]
     expected = models.score_pairs(loaded(0, torch.float32), pairs, token_budget=WIDE)
     for each in references:

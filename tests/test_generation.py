@@ -14,6 +14,7 @@ from druthers import generation
 from druthers.generation import batches, choose, end_tokens, inference_twin, transformers_generator, uniforms
 from druthers.models import Loaded, adapter_off
 from druthers.records import Exchange, InputError, Message, user
+from druthers.threads import side_by_side
 from druthers.tokens import encode_prompt
 from tests import tiny
 
@@ -104,7 +105,7 @@ def test_batches_side_by_side_are_the_batches_one_by_one() -> None:
         assert ask(model, samples=3, batch_size=4) == alone
         assert torch.get_num_threads() == 3
         with pytest.raises(ValueError, match="broken"):
-            generation.side_by_side(lambda chosen, copies: int("broken"), [([0], range(1))] * 4, device=model.device)
+            side_by_side(lambda job: int("broken"), range(4), workers=3)
     finally:
         torch.set_num_threads(before)
 
@@ -133,6 +134,28 @@ def test_rows_that_leave_the_batch_change_nothing(share: float, monkeypatch: pyt
     found = ask(model, samples=3, batch_size=18)
     assert texts(found) == oracle
     assert len({a.tokens for answers in found for a in answers}) > 2
+
+
+@pytest.mark.parametrize("room", [1, 3, 64])
+def test_the_room_behind_the_cache_changes_nothing(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the buffers are outgrown, and where rows leave them."""
+    model = loaded(vocab=300)
+    model.model.generation_config.eos_token_id = list(range(1, 30))
+    moved: list[int] = []
+    real = generation.roomy
+
+    def spy(kept: torch.Tensor, *, room: int) -> torch.Tensor:
+        moved.append(kept.shape[-2])
+        return real(kept, room=room)
+
+    monkeypatch.setattr(generation, "roomy", spy)
+    monkeypatch.setattr(generation, "ROOM", room)
+    found = ask(model, samples=3, batch_size=18)
+    assert moved
+    monkeypatch.setattr(generation, "make_room", lambda cache: None)
+    moved.clear()
+    assert ask(model, samples=3, batch_size=18) == found
+    assert not moved
 
 
 def test_end_tokens_are_those_of_tokenizer_and_generation_settings() -> None:
@@ -268,13 +291,13 @@ def test_every_answer_has_its_own_luck() -> None:
     assert len(streams) == 8
 
 
-@given(st.lists(st.integers(1, 50), max_size=20), st.integers(1, 9), st.integers(1, 12))
+@given(st.lists(st.integers(1, 50), max_size=20), st.integers(1, 9), st.integers(1, 12), st.integers(1, 4))
 @LAW
 def test_batches_hold_every_answer_once_and_no_more_than_allowed(
-    lengths: list[int], samples: int, batch_size: int
+    lengths: list[int], samples: int, batch_size: int, workers: int
 ) -> None:
     seen: Counter[tuple[int, int]] = Counter()
-    for chosen, copies in batches(lengths, samples=samples, batch_size=batch_size):
+    for chosen, copies in batches(lengths, samples=samples, batch_size=batch_size, workers=workers):
         assert 1 <= len(chosen) * len(copies) <= batch_size
         seen.update((i, j) for i in chosen for j in copies)
     assert seen == Counter((i, j) for i in range(len(lengths)) for j in range(samples))

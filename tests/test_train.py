@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from druthers import storage
-from druthers.batching import step_indices
+from druthers.batching import collate, step_indices
 from druthers.config import IPOSettings, ModelSettings, Settings, TrainSettings, load
 from druthers.models import Loaded, attach_adapter, remove_tree, score_pairs, trainable, weights_sha
 from druthers.records import InputError, Outcome
@@ -299,8 +299,8 @@ def cache_file(folder: Path) -> Path:
 def scores_of(pairs: Sequence[TokenizedPair]) -> Tensor:
     """The cached reference of the pairs, shape (2, B)."""
     found = reference.choose("auto", policy(), pairs, token_budget=400)
-    batch = next(loop.micro_batches(pairs, policy(), token_budget=10**6))[1]
-    return found.scores(batch, pairs)
+    trained = policy()
+    return found.scores(collate(pairs, pad_id=trained.pad_id), pairs, trained)
 
 
 def test_the_cache_is_filled_once(own_cache: Path, scored: list[int]) -> None:

@@ -6,6 +6,7 @@ N scored response tokens of the whole batch.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,16 +72,32 @@ def step_indices(count: int, *, step: int, pairs_per_step: int, seed: int) -> li
     return list(order[within * pairs_per_step : (within + 1) * pairs_per_step])
 
 
-def plan(pairs: Sequence[TokenizedPair], *, token_budget: int) -> list[list[int]]:
-    """Indices grouped into micro-batches of similar length, each at most `token_budget` padded tokens.
+def plan(pairs: Sequence[TokenizedPair], *, token_budget: int, crew: int = 1) -> list[list[int]]:
+    """Indices grouped into micro-batches of similar length; the `crew` that run at once share `token_budget`.
 
-    A pair that is over the budget alone has a micro-batch to itself.
+    A crew above one has a whole number of micro-batches each, cut as even as they can be. A pair that is over its part
+    of the budget (padded tokens) has a micro-batch to itself.
 
     >>> pair = TokenizedPair("", (1,), (2, 3), (4,), (True, True), (True,))
     >>> plan([pair] * 3, token_budget=12)
     [[0, 1], [2]]
+    >>> plan([pair] * 4, token_budget=36, crew=2)
+    [[0, 1], [2, 3]]
     """
     order = sorted(range(len(pairs)), key=lambda i: -pairs[i].longest)
+    groups = grouped(pairs, order, token_budget=token_budget // crew)
+    if crew == 1:
+        return groups
+    most = min(len(pairs), math.ceil(len(groups) / crew) * crew)
+    budgets = range(1, token_budget // crew)
+    smallest = bisect.bisect_left(
+        budgets, True, key=lambda budget: len(grouped(pairs, order, token_budget=budget)) <= most
+    )
+    return grouped(pairs, order, token_budget=smallest + 1)
+
+
+def grouped(pairs: Sequence[TokenizedPair], order: Sequence[int], *, token_budget: int) -> list[list[int]]:
+    """Indices in their order, cut where one more pair would exceed the budget."""
     groups: list[list[int]] = []
     for i in order:
         fits = groups and 2 * (len(groups[-1]) + 1) * pairs[groups[-1][0]].longest <= token_budget

@@ -98,7 +98,11 @@ class TrainSettings(Section):
     epochs: float = Field(1.0, gt=0, description="passes over the training pairs")
     max_steps: int | None = Field(None, ge=1, description="stop after this many optimizer steps")
     pairs_per_step: int = Field(16, ge=1, description="pairs in one optimizer step")
-    token_budget: int = Field(2048, ge=16, description="most padded tokens in one micro-batch")
+    token_budget: int = Field(
+        2048,
+        ge=16,
+        description="most padded tokens at once: in one micro-batch, or in the two that a CPU runs side by side",
+    )
     learning_rate: float = Field(5e-6, gt=0, description="peak learning rate")
     schedule: Literal["linear", "cosine", "constant"] = Field("cosine", description="shape after warm-up")
     warmup_share: float = Field(0.1, ge=0, lt=1, description="share of the steps that warm up linearly")
@@ -122,7 +126,7 @@ class EvaluateSettings(Section):
     )
     top_p: float = Field(0.95, gt=0, le=1, description="nucleus of the sampled answers")
     max_new_tokens: int = Field(128, ge=1, description="longest answer in tokens")
-    batch_size: int = Field(32, ge=1, description="answers generated at once")
+    batch_size: int = Field(96, ge=1, description="answers generated at once")
     kl_prompts: int = Field(
         64, ge=0, description="prompts sampled at temperature 1 to estimate the KL to the reference; 0: none"
     )

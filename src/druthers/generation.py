@@ -11,19 +11,21 @@ beyond float noise, and two models asked with one seed meet the same luck, which
 from __future__ import annotations
 
 import copy
+import math
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicLayer
 
 from druthers.logprobs import Scorer, shaped
 from druthers.models import Loaded
 from druthers.records import Exchange, InputError, Message, Prompt
+from druthers.threads import side_by_side
 from druthers.tokens import encode_prompt
 
 Messages = tuple[Message, ...]
@@ -31,6 +33,8 @@ Progress = Callable[[int, int], None]
 
 LIKELY = 128
 """How many of the most probable tokens are sorted first; all are where a draw falls behind them."""
+ROOM = 64
+"""Tokens a cache can take before it is moved to a larger place."""
 CROWDED = 0.75
 """Rows leave the batch when at most this share of it is unfinished: moving the cache costs about one step."""
 
@@ -106,7 +110,8 @@ def transformers_generator(loaded: Loaded, *, batch_size: int, model_name: str) 
         found: dict[tuple[int, int], Answer] = {}
         tick = counter(progress, len(prompts) * samples)
 
-        def answer(chosen: list[int], copies: range) -> None:
+        def answer(job: tuple[list[int], range]) -> None:
+            chosen, copies = job
             rows = [(i, j) for i in chosen for j in copies]
             luck_SN = torch.stack([uniforms(seed, keys[i], j, max_new_tokens) for i, j in rows]).to(loaded.device)
             answers = decode(
@@ -114,8 +119,11 @@ def transformers_generator(loaded: Loaded, *, batch_size: int, model_name: str) 
             )
             found.update(zip(rows, answers, strict=True))
 
-        jobs = list(batches([len(ids) for ids in encoded], samples=samples, batch_size=batch_size))
-        side_by_side(answer, jobs, device=loaded.device)
+        # The products of decoding are too small to share out: on a CPU every thread has batches of its own.
+        workers = torch.get_num_threads() if loaded.device.type == "cpu" else 1
+        lengths = [len(ids) for ids in encoded]
+        jobs = list(batches(lengths, samples=samples, batch_size=batch_size, workers=workers))
+        side_by_side(answer, jobs, workers=workers)
         return [
             [
                 exchange(prompt, found[i, j], loaded, name=model_name, seed=seed, temperature=temperature)
@@ -125,27 +133,6 @@ def transformers_generator(loaded: Loaded, *, batch_size: int, model_name: str) 
         ]
 
     return generate
-
-
-def side_by_side(
-    work: Callable[[list[int], range], None], jobs: Sequence[tuple[list[int], range]], *, device: torch.device
-) -> None:
-    """Run every job; on a CPU as many at once as there are threads, each on one.
-
-    The products of decoding are too small to share out: two threads on one batch are slower than one.
-    """
-    threads = torch.get_num_threads()
-    if device.type != "cpu" or threads == 1 or len(jobs) == 1:
-        for job in jobs:
-            work(*job)
-        return
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        for done in [pool.submit(work, *job) for job in jobs]:
-            done.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
 
 
 def check_sampling(*, samples: int, temperature: float, top_p: float, max_new_tokens: int) -> None:
@@ -195,16 +182,24 @@ def cast(weight: nn.Parameter, kind: torch.dtype) -> nn.Parameter:
     return nn.Parameter(weight.detach().to(kind), requires_grad=False)
 
 
-def batches(lengths: Sequence[int], *, samples: int, batch_size: int) -> Iterator[tuple[list[int], range]]:
+def batches(
+    lengths: Sequence[int], *, samples: int, batch_size: int, workers: int = 1
+) -> Iterator[tuple[list[int], range]]:
     """Prompts of like length together, as many as give at most `batch_size` rows; many samples of one prompt are split.
+
+    The batches are of even size, and every worker has the same number of them.
 
     >>> list(batches([9, 2, 5], samples=2, batch_size=4))
     [([1, 2], range(0, 2)), ([0], range(0, 2))]
     >>> list(batches([9], samples=5, batch_size=4))
     [([0], range(0, 4)), ([0], range(4, 5))]
+    >>> [len(chosen) for chosen, _ in batches([9] * 160, samples=1, batch_size=96, workers=2)]
+    [80, 80]
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    prompts, copies = max(1, batch_size // samples), min(samples, batch_size)
+    copies = min(samples, batch_size)
+    rounds = math.ceil(len(order) / max(1, batch_size // samples) / workers)
+    prompts = max(1, math.ceil(len(order) / max(1, rounds * workers)))
     for start in range(0, len(order), prompts):
         for first in range(0, samples, copies):
             yield order[start : start + prompts], range(first, min(first + copies, samples))
@@ -281,9 +276,48 @@ def prefill(
     ids_PT = torch.tensor([[pad_id] * (width - len(ids)) + list(ids) for ids in prompts], device=device)
     mask_PT = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
     output = forward(scorer, ids_PT, mask_PT)
+    make_room(output.past_key_values)
     output.past_key_values.batch_repeat_interleave(copies)
     hidden_PH = output.last_hidden_state[:, -1]
     return hidden_PH.repeat_interleave(copies, 0), output.past_key_values, mask_PT.repeat_interleave(copies, 0)
+
+
+class Roomy(DynamicLayer):  # type: ignore[misc]
+    """Keys and values in buffers with room behind them: a new token is written there, and nothing else is moved."""
+
+    keys: Tensor
+    values: Tensor
+    buffers: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Keys and values with the new ones behind them, both (S, heads, T, H of a head)."""
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        if self.buffers is None or end > self.buffers[0].shape[-2] or not self.in_buffers():
+            self.buffers = roomy(self.keys, room=ROOM), roomy(self.values, room=ROOM)
+        for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[..., start:end, :] = new
+        self.keys, self.values = (buffer[..., :end, :] for buffer in self.buffers)
+        return self.keys, self.values
+
+    def in_buffers(self) -> bool:
+        """Whether keys and values still are the beginning of the buffers: rows taken out are not."""
+        return self.buffers is not None and self.keys.data_ptr() == self.buffers[0].data_ptr()
+
+
+def roomy(kept: Tensor, *, room: int) -> Tensor:
+    """A copy with `room` unwritten places behind the next to last axis."""
+    *left, length, width = kept.shape
+    buffer = kept.new_empty(*left, length + room, width)
+    buffer[..., :length, :] = kept
+    return buffer
+
+
+def make_room(cache: Any) -> None:
+    """Give every layer of a filled cache that grows by one token at a time room to do so."""
+    for layer in getattr(cache, "layers", ()):
+        if type(layer) is DynamicLayer:
+            layer.__class__ = Roomy
 
 
 def forward(scorer: Scorer, ids_ST: Tensor, mask_ST: Tensor, *, cache: Any = None) -> Any:

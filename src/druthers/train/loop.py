@@ -21,14 +21,15 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from druthers.batching import Batch, collate, plan, step_count, step_indices
+from druthers.batching import collate, plan, step_count, step_indices
 from druthers.config import Settings, TrainSettings
 from druthers.logprobs import pair_logps
 from druthers.losses import LOSSES, Loss, PairTerms
-from druthers.models import Loaded, computing, trainable
+from druthers.models import Loaded, computing, crew_of, gather_gradients, trainable
 from druthers.records import InputError, Outcome
 from druthers.run import Run
 from druthers.storage import replacing
+from druthers.threads import side_by_side
 from druthers.tokens import TokenizedPair
 from druthers.train import checkpoint, reference
 from druthers.train.checkpoint import Position
@@ -96,17 +97,9 @@ def make_optimizer(policy: Loaded, settings: TrainSettings) -> torch.optim.AdamW
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate, fused=True)
 
 
-def micro_batches(
-    pairs: Sequence[TokenizedPair], policy: Loaded, *, token_budget: int
-) -> Iterator[tuple[list[int], Batch]]:
-    """The pairs cut into length-sorted batches, each with the indices of its pairs."""
-    for group in plan(pairs, token_budget=token_budget):
-        yield group, collate([pairs[i] for i in group], pad_id=policy.pad_id, device=policy.device)
-
-
 def run_pairs(
     pairs: Sequence[TokenizedPair],
-    policy: Loaded,
+    crew: Sequence[Loaded],
     scores: Reference,
     loss: Loss,
     *,
@@ -115,15 +108,17 @@ def run_pairs(
 ) -> Scored:
     """Forward (and, to "learn", backward) over all micro-batches of a set; to "start", the policy is the reference.
 
-    The objective is sum(w l) / sum(w) over the whole set, so it does not depend on how the set is cut.
+    The objective is sum(w l) / sum(w) over the whole set, so it does not depend on how the set is cut. Every member of
+    the crew has its own share of the micro-batches, so the gradient is summed in one order, whoever is faster.
     """
     weight_sum = sum(pair.weight for pair in pairs)
     logp_CP, ratio_CP, length_CP = (torch.zeros(2, len(pairs), dtype=torch.float64) for _ in range(3))
     loss_P = torch.zeros(len(pairs), dtype=torch.float64)
-    tokens = 0
-    for group, batch in micro_batches(pairs, policy, token_budget=token_budget):
+
+    def run(group: list[int], policy: Loaded) -> int:
         some = [pairs[i] for i in group]
-        reference_CB = scores(batch, some)
+        batch = collate(some, pad_id=policy.pad_id, device=policy.device)
+        reference_CB = scores(batch, some, policy)
         with torch.set_grad_enabled(learn == "learn"):
             with computing(policy):
                 policy_CB = reference_CB if learn == "start" else pair_logps(policy.scorer, batch).double()
@@ -137,7 +132,15 @@ def run_pairs(
         ratio_CP[:, group] = (policy_CB.detach() - reference_CB).cpu()
         length_CP[:, group] = batch.length_CB.double().cpu()
         loss_P[group] = loss_B.detach().cpu()
-        tokens += batch.tokens
+        return batch.tokens
+
+    groups = plan(pairs, token_budget=token_budget, crew=len(crew))
+
+    def share(member: int) -> int:
+        return sum(run(group, crew[member]) for group in groups[member :: len(crew)])
+
+    tokens = sum(side_by_side(share, range(min(len(crew), len(groups))), workers=len(crew)))
+    gather_gradients(crew)
     return Scored(pairs, logp_CP, ratio_CP, length_CP, loss_P, tokens)
 
 
@@ -334,12 +337,17 @@ class Course:
 
     run: Run
     settings: Settings
-    policy: Loaded
+    crew: Sequence[Loaded]
     pairs: Sequence[TokenizedPair]
     heldout: Sequence[TokenizedPair]
     scores: Reference
     loss: Loss
     note: Callable[[Row], None]
+
+    @property
+    def policy(self) -> Loaded:
+        """The model being trained."""
+        return self.crew[0]
 
     def epoch(self, step: int) -> float:
         """Passes over the training pairs after `step` steps."""
@@ -350,7 +358,7 @@ class Course:
     def pass_over(self, pairs: Sequence[TokenizedPair], *, learn: Learn) -> Scored:
         """Forward, or forward and backward, over some pairs."""
         budget = self.settings.train.token_budget
-        return run_pairs(pairs, self.policy, self.scores, self.loss, token_budget=budget, learn=learn)
+        return run_pairs(pairs, self.crew, self.scores, self.loss, token_budget=budget, learn=learn)
 
 
 def train(
@@ -374,7 +382,7 @@ def train(
     loss, schedule = make_loss(settings, pairs, heldout), make_schedule(len(pairs), t)
     used = used_pairs(pairs, schedule, t, seed=settings.seed)
     chosen = reference.choose(t.reference, policy, [*used, *heldout], token_budget=t.token_budget, progress=scoring)
-    course = Course(run, settings, policy, pairs, heldout, chosen.scores, loss, note)
+    course = Course(run, settings, crew_of(policy), pairs, heldout, chosen.scores, loss, note)
     optimizer = make_optimizer(policy, t)
     found = checkpoint.latest(run.folder)
     position = checkpoint.restore(found, policy, optimizer) if found else Position()

@@ -21,8 +21,8 @@ from druthers.records import InputError
 from druthers.storage import cache_folder, replacing
 from druthers.tokens import TokenizedPair
 
-Reference = Callable[[Batch, Sequence[TokenizedPair]], Tensor]
-"""Batch and its pairs to reference log-probs of shape (2, B)."""
+Reference = Callable[[Batch, Sequence[TokenizedPair], Loaded], Tensor]
+"""Batch, its pairs and the policy that runs them to reference log-probs of shape (2, B)."""
 
 LAYOUT = "padded-2"
 SAMPLE = 4
@@ -109,7 +109,7 @@ def cached(
         known |= {example_key(pair): (float(c), float(r)) for pair, c, r in zip(missing, *found, strict=True)}
         write_cache(path, read_cache(path) | known)
 
-    def look_up(batch: Batch, some: Sequence[TokenizedPair]) -> Tensor:
+    def look_up(batch: Batch, some: Sequence[TokenizedPair], policy: Loaded) -> Tensor:
         values = [known[example_key(pair)] for pair in some]
         return torch.tensor(values, dtype=torch.float64, device=batch.p_B.device).T
 
@@ -119,22 +119,17 @@ def cached(
 def live(reference: Loaded) -> Reference:
     """Scores from a model in memory, on the very batch the policy sees."""
 
-    def score(batch: Batch, some: Sequence[TokenizedPair]) -> Tensor:
+    def score(batch: Batch, some: Sequence[TokenizedPair], policy: Loaded) -> Tensor:
         with torch.no_grad(), computing(reference):
             return pair_logps(reference.scorer, batch).double()
 
     return score
 
 
-def adapter(policy: Loaded) -> Reference:
+def without_adapter(batch: Batch, some: Sequence[TokenizedPair], policy: Loaded) -> Tensor:
     """Scores from the policy's own base weights, its adapter switched off."""
-    score = live(policy)
-
-    def without(batch: Batch, some: Sequence[TokenizedPair]) -> Tensor:
-        with adapter_off(policy):
-            return score(batch, some)
-
-    return without
+    with adapter_off(policy) as base:
+        return live(base)(batch, some, policy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +153,7 @@ def choose(
         return Plan(live(second_copy(policy)), "copy")
     if kind == "adapter":
         with adapter_off(policy):
-            return Plan(adapter(policy), "adapter")
+            return Plan(without_adapter, "adapter")
     if not policy.adapted:
         return Plan(cached(policy, pairs, token_budget=token_budget, progress=progress), "cache")
     with adapter_off(policy) as base:
