@@ -126,6 +126,26 @@ def test_the_limit_takes_the_first_training_pairs_and_counts_the_rest(tmp_path: 
     assert (part.train, part.beyond_limit, total(part)) == (7, whole.train - 7, 100)
 
 
+def test_pairs_graded_too_closely_are_set_aside_from_training_alone(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.jsonl", [row(i) | {"margin": i % 4 / 4} for i in range(100)])
+    whole, part = run(path, tmp_path / "whole"), run(path, tmp_path / "part", least_margin=0.5)
+    decided = [pair for pair in pairs(tmp_path / "whole", "train") if pair.margin >= 0.5]
+    assert pairs(tmp_path / "part", "train") == decided
+    assert pairs(tmp_path / "part", "heldout") == pairs(tmp_path / "whole", "heldout")
+    assert part.rejected == {"small_margin": whole.train - len(decided)}
+    why = {line["why"] for line in lines(tmp_path / "part" / "rejected.jsonl")}
+    assert "the margin 0.25 is under data.least_margin = 0.5" in why
+
+
+def test_no_held_out_prompt_takes_the_place_of_training_pairs_graded_too_closely(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.jsonl", [row(i) for i in range(100)])
+    said = attempt(path, tmp_path / "data", least_margin=0.5)
+    assert isinstance(said, str)
+    assert "no pair is left for train" in said
+    assert "small_margin" in said
+    assert not (tmp_path / "data" / "train.jsonl").exists()
+
+
 def test_two_prompts_split_into_one_each_whatever_the_share(tmp_path: Path) -> None:
     path = put(tmp_path / "a.jsonl", [row(1), row(1, rejected="worse"), row(2)])
     for share in (1e-9, 1 - 1e-9):

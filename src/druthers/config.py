@@ -64,6 +64,9 @@ class DataSettings(Section):
         "stop", description="a bad row stops the run, or is dropped, counted and kept aside"
     )
     limit: int | None = Field(None, ge=1, description="use only the first N training pairs")
+    least_margin: float = Field(
+        0.0, ge=0, description="training pairs graded closer than this are set aside; the held-out ones all stay"
+    )
     max_prompt: int = Field(1024, ge=8, description="longest prompt in tokens; a longer one is a bad row")
     max_response: int = Field(
         512, ge=2, description="longest response in tokens; a longer one is cut, its end-of-turn kept, and counted"

@@ -17,7 +17,7 @@ from druthers.config import DataSettings, Settings
 from druthers.curate.importers import Form, Imported, RowFault, detect, read_pair
 from druthers.curate.ledger import Ledger, Shelf
 from druthers.curate.ranking import pairs_from_ranking
-from druthers.curate.split import draw, threshold
+from druthers.curate.split import WHOLE, draw, threshold
 from druthers.records import InputError, Pair, assistant, user
 from druthers.storage import Line, Source
 from druthers.tokens import TokenizedPair, Tokenizer, check_text, encode_prompt, encode_response, tokenize
@@ -75,9 +75,7 @@ def curate(settings: Settings, *, out: Path, tokenizer: Tokenizer, progress: Pro
         held, main = (Shelf(cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile(dir=out)))) for _ in range(2))
         tell = _teller(source, ledger, progress)
         _fill(held, main, source, data, ledger, tokenizer=tokenizer, seed=settings.seed, tell=tell)
-        bound = (
-            0 if source.heldout else threshold(main.draws, share=data.heldout_share, name=_name(source.train, ledger))
-        )
+        bound = _bound(main, source, data, ledger)
         sides = _deal(held, main, files, bound=bound, limit=data.limit, ledger=ledger)
         _check_filled(sides, source, ledger)
         summary = _summarize(sides, held, main, source=source, given=data, ledger=ledger)
@@ -101,12 +99,15 @@ def _fill(
         for line, pair in _pairs(source.heldout, ledger, tell, form=data.format):
             _shelve(line, pair, held, ledger, number=draw(pair.prompt, seed=seed), data=data, tokenizer=tokenizer)
     leaks = frozenset(held.draws)
-    bound = 0 if source.heldout else int(data.heldout_share * 2**64)
+    bound = 0 if source.heldout else int(data.heldout_share * WHOLE)
     trained = 0
     for line, pair in _pairs(source.train, ledger, tell, form=data.format):
         number = draw(pair.prompt, seed=seed)
         if number in leaks:
             ledger.refuse(line, RowFault("leak", "the prompt is also among the held-out ones"))
+        elif number >= bound and pair.margin < data.least_margin:
+            why = f"the margin {pair.margin:g} is under data.least_margin = {data.least_margin:g}"
+            ledger.refuse(line, RowFault("small_margin", why))
         elif number >= bound and data.limit is not None and trained >= data.limit:
             ledger.beyond_limit += 1
         elif _shelve(line, pair, main, ledger, number=number, data=data, tokenizer=tokenizer):
@@ -189,6 +190,17 @@ def _probe(tokenizer: Tokenizer) -> None:
     """What is wrong with the tokenizer itself is said before any row is read, and is nobody's row's fault."""
     pair = Pair(prompt=user("Name a fruit."), chosen=assistant("Plum."), rejected=assistant("Carrot."))
     tokenize(pair, tokenizer, max_prompt=1 << 20, max_response=1 << 20)
+
+
+def _bound(main: Shelf, source: Source, data: DataSettings, ledger: Ledger) -> int:
+    """The bound below which a prompt is held out.
+
+    Where all training pairs were set aside for their margin, a held-out prompt does not take their place.
+    """
+    if source.heldout:
+        return 0
+    bound = threshold(main.draws, share=data.heldout_share, name=_name(source.train, ledger))
+    return max(bound, int(data.heldout_share * WHOLE)) if ledger.reasons["small_margin"] else bound
 
 
 def _deal(

@@ -16,7 +16,7 @@ from druthers.records import InputError, Pair
 from druthers.storage import Line, encode
 from druthers.tokens import TokenizedPair
 
-NEVER_A_STOP = ("duplicate", "leak")
+NEVER_A_STOP = ("duplicate", "leak", "small_margin")
 
 
 @dataclass
