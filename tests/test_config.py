@@ -142,3 +142,9 @@ def test_what_an_override_says_is_what_the_settings_hold(rate: float, steps: int
         overrides=[f"train.learning_rate={rate!r}", f"train.max_steps={steps}", f"train.schedule={schedule}"]
     ).train
     assert (train.learning_rate, train.max_steps, train.schedule) == (rate, steps, schedule)
+
+
+@pytest.mark.parametrize("key", ["seed", "train.epochs", "data.pairs", "loss.beta"])
+def test_true_does_not_pass_for_a_number_or_a_name(key: str) -> None:
+    with pytest.raises(InputError, match=rf"^{key} = true: no setting is true or false"):
+        config.load(overrides=[f"{key}=true"])

@@ -221,6 +221,27 @@ def test_inputs_and_environment_are_noted(place: Path, model: Path) -> None:
 # ---------------------------------------------------------------- sample and judge
 
 
+def test_nothing_is_sampled_for_a_place_that_cannot_be_written(
+    place: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def generate(*given: object, **named: object) -> None:
+        pytest.fail("sampled first")
+
+    monkeypatch.setattr("druthers.generation.transformers_generator", lambda *given, **named: generate)
+    prompts = calls.jsonl(place / "prompts.jsonl", [{"prompt": [m.line() for m in user("say it")]}])
+    (place / "file").touch()
+    how = {"samples": 1, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 2, "batch_size": 1, "seed": 0}
+    with pytest.raises(InputError, match="candidates.jsonl"):
+        pipeline.sample(
+            str(prompts),
+            place / "file" / "candidates.jsonl",
+            model=ModelSettings(path=str(model)),
+            limit=None,
+            screen=Screen(),
+            **how,
+        )
+
+
 def test_sampled_and_judged_responses_are_pairs_to_train_on(place: Path, model: Path) -> None:
     prompts = calls.jsonl(place / "prompts.jsonl", ({"prompt": [m.line() for m in user(f"say {i}")]} for i in range(6)))
     found = pipeline.sample(

@@ -558,6 +558,12 @@ def test_a_signal_saves_and_the_same_command_continues(tmp_path: Path, number: s
     same(tmp_path / "whole", tmp_path / "cut")
 
 
+def test_the_first_signal_is_answered_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with Interruption():
+        signal.raise_signal(signal.SIGTERM)
+    assert "stopping after this step, then saving" in capfd.readouterr().err
+
+
 def test_the_second_signal_does_not_wait() -> None:
     with Interruption() as interruption:
         signal.raise_signal(signal.SIGINT)

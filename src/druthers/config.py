@@ -193,12 +193,24 @@ def validate(tree: Mapping[str, Any]) -> Settings:
 
     A loss without a name is the default one, so `loss.beta=0.2` alone means what it says.
     """
+    _refuse_switches(tree)
     loss = tree.get("loss")
     named = {**tree, "loss": {"name": SigmoidSettings().name, **loss}} if isinstance(loss, Mapping) else tree
     try:
         return Settings.model_validate(named)
     except ValidationError as error:
         raise InputError(explain(error)) from None
+
+
+def _refuse_switches(tree: Mapping[str, Any], prefix: str = "") -> None:
+    """No setting is a switch, and `true` must not pass for 1."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            _refuse_switches(value, f"{prefix}{name}.")
+        elif isinstance(value, bool) and f"{prefix}{name}" in set(known_keys()):
+            raise InputError(
+                f"{prefix}{name} = {str(value).lower()}: no setting is true or false; give a number or a name"
+            )
 
 
 def explain(error: ValidationError) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import gc
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -347,26 +347,25 @@ def sample(
 
     asked = list(islice(storage.read(prompts, Prompt), limit))
     loaded = models.load(model)
-    generate = transformers_generator(loaded, batch_size=batch_size, model_name=loaded.name)
-    answers = generate(
-        [row.prompt for row in asked],
-        samples=samples,
-        temperature=temperature,
-        top_p=top_p,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        progress=screen.bar("answers"),
-    )
-    screen.clear()
-    rows = (
-        Candidates(
-            prompt=row.prompt,
-            group=row.group,
-            responses=tuple(Candidate(content=a.response, source=loaded.name) for a in some),
+
+    def rows() -> Iterator[Candidates]:
+        """Sampled once the output file is open, so that a place that cannot be written costs no sampling."""
+        generate = transformers_generator(loaded, batch_size=batch_size, model_name=loaded.name)
+        answers = generate(
+            [row.prompt for row in asked],
+            samples=samples,
+            temperature=temperature,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            progress=screen.bar("answers"),
         )
-        for row, some in zip(asked, answers, strict=True)
-    )
-    written = storage.write(out, rows)
+        screen.clear()
+        for row, some in zip(asked, answers, strict=True):
+            responses = tuple(Candidate(content=a.response, source=loaded.name) for a in some)
+            yield Candidates(prompt=row.prompt, group=row.group, responses=responses)
+
+    written = storage.write(out, rows())
     return dataclasses.asdict(written) | {"prompts": len(asked), "samples": samples, "model": loaded.name}
 
 

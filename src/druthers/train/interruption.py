@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import sys
 import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+HEARD = b"\nstopping after this step, then saving; once more to stop at once and lose the step\n"
 
 
 class Interrupted(RuntimeError):
@@ -40,6 +44,8 @@ class Interruption:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.asked, self.signal = True, number
         self._restore()
+        with contextlib.suppress(OSError, ValueError):
+            os.write(sys.stderr.fileno(), HEARD)  # print could meet itself half-way: this may run inside another print
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
