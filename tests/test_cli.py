@@ -96,7 +96,7 @@ def test_the_stages_one_by_one(place: Path, aligned: Called) -> None:
         "--run",
         place / "steps",
     )
-    curated = druthers("curate", place / "pairs.jsonl", *named, "--json").json
+    curated = druthers("curate", "--data", place / "pairs.jsonl", *named, "--json").json
     assert {"run", "rows", "kept", "train", "heldout", "rejected", "tokens", "cut", "format"} <= curated.keys()
     assert calls.files(place / "steps" / "checkpoints") == []
     trained = druthers("train", "--data", place / "pairs.jsonl", *named, "--json").json
@@ -204,7 +204,7 @@ def test_what_is_no_run_is_said_and_left_alone(tmp_path: Path, verb: str) -> Non
 
 def test_a_run_that_was_only_curated_cannot_be_used_yet(place: Path) -> None:
     named = ("--model", place / "model", *calls.FEW, "--run", place / "curated")
-    assert druthers("curate", place / "pairs.jsonl", *named).code == 0
+    assert druthers("curate", "--data", place / "pairs.jsonl", *named).code == 0
     assert "not trained" in druthers("evaluate", place / "curated").fault
     assert "no trained checkpoint" in druthers("chat", place / "curated", "--prompt", "x").fault
     assert "no trained checkpoint" in druthers("export", place / "curated", place / "nothing").fault

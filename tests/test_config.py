@@ -148,3 +148,14 @@ def test_what_an_override_says_is_what_the_settings_hold(rate: float, steps: int
 def test_true_does_not_pass_for_a_number_or_a_name(key: str) -> None:
     with pytest.raises(InputError, match=rf"^{key} = true: no setting is true or false"):
         config.load(overrides=[f"{key}=true"])
+
+
+def test_what_is_read_again_later_is_kept_by_its_full_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "voice.toml").touch()
+    monkeypatch.chdir(tmp_path)
+    settings = config.load(overrides=["model.path=model", "evaluate.rubric=voice.toml", "evaluate.prompts=owner/name"])
+    assert settings.model.path == str(tmp_path / "model")
+    assert (settings.evaluate.rubric, settings.evaluate.prompts) == (str(tmp_path / "voice.toml"), "owner/name")
+    monkeypatch.chdir("/")
+    assert config.load(overrides=["model.path=default", "evaluate.rubric=brand-voice"]).model.path == "default"

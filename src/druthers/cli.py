@@ -210,19 +210,15 @@ def align(
 @app.command()
 def curate(
     *,
-    source: Annotated[
-        str | None, typer.Argument(help="A file, folder, URL or packaged set of pairs.", show_default=False)
-    ] = None,
     overrides: Overrides = None,
     recipe: Recipe = None,
     model: Model = None,
+    data: Data = None,
     run: RunDir = None,
     as_json: Json = False,
 ) -> None:
     """Read pairs, check every row, split; writes data/ of a run directory."""
-    if source is not None and "=" in source and not Path(source).exists():
-        overrides, source = [source, *(overrides or [])], None
-    settings = settings_from(recipe, model, source, run, overrides)
+    settings = settings_from(recipe, model, data, run, overrides)
     from druthers import pipeline
     from druthers.run import open_run
 

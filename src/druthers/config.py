@@ -185,7 +185,21 @@ def load(
         if not sign:
             raise InputError(f"{override!r} is not a setting; write dotted.key=value, for example train.epochs=2")
         plant(tree, key.strip(), parse_value(text.strip()))
-    return validate(tree)
+    return validate(anchored(tree))
+
+
+READ_AGAIN = (("model", "path"), ("evaluate", "prompts"), ("evaluate", "rubric"))
+"""Settings naming what a finished run is read with again, perhaps from another working directory."""
+
+
+def anchored(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree with the full path of what lies in the working directory now and is read again later."""
+    for section, key in READ_AGAIN:
+        group = tree.get(section)
+        value = group.get(key) if isinstance(group, dict) else None
+        if isinstance(value, str) and value not in ("default", *recipe_names()) and Path(value).exists():
+            tree[section] = {**tree[section], key: str(Path(value).absolute())}
+    return tree
 
 
 def validate(tree: Mapping[str, Any]) -> Settings:

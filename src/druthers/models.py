@@ -177,8 +177,11 @@ def hub_cached(settings: ModelSettings) -> bool:
 
 
 def model_name(settings: ModelSettings) -> str:
-    """The name people read: the packaged model's own, or the path as given."""
-    return PACKAGED[1] if settings.path == "default" else settings.path
+    """The name people read: the packaged model's own, a local folder's last part, or the hub id."""
+    if settings.path == "default":
+        return PACKAGED[1]
+    local = Path(settings.path).expanduser()
+    return local.resolve().name if local.is_dir() else settings.path
 
 
 def load_tokenizer(settings: ModelSettings) -> Any:
