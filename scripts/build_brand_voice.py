@@ -4,8 +4,9 @@
     python scripts/build_brand_voice.py --limit 20 --out try-out  # a taste, elsewhere
     python scripts/build_brand_voice.py --keep-candidates         # the rubric changed: judge and split again
 
-The answers are those of `druthers sample` and the pairs those of `druthers judge`; this script only fixes their
-settings, leaves out answers that hold control tokens, splits by prompt, and counts.
+The answers are those of `druthers sample` and the training pairs those of `druthers judge`; this script only fixes
+their settings, leaves out answers that hold control tokens, splits by prompt, and counts. A held-out pair is the best
+against the worst answer of its prompt, whatever the two look like: what is measured is not picked to be learned easily.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 from druthers import models, pipeline, storage
 from druthers.config import ModelSettings
+from druthers.curate import pairs_from_ranking
 from druthers.curate.split import WHOLE, draw
 from druthers.judges import load_rubric, rate
 from druthers.records import Candidates, InputError, Pair, assistant, text_of
@@ -32,6 +34,8 @@ TOP_P = 0.95
 MAX_NEW_TOKENS = 96
 BATCH_SIZE = 32
 MARGIN_SCALE = 1.0
+MOST = 1
+LENGTH_COST = 0.0
 HELDOUT_SHARE = 0.26
 LARGEST = 3_000_000
 
@@ -69,34 +73,32 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=HOME, help="folder for the files (default: the package)")
     options.add_argument("--limit", type=int, help="only the first N prompts")
     options.add_argument("--seed", type=int, default=0, help="root of the sampling")
-    options.add_argument("--pick", choices=("all", "extremes"), default="extremes", help="which pairs of a prompt")
     options.add_argument("--keep-candidates", action="store_true", help="judge the answers that are there already")
     chosen = options.parse_args()
     if chosen.limit and chosen.out == HOME:
         options.error("--limit makes a part of the set; name another folder with --out")
     try:
-        build(chosen.out, limit=chosen.limit, seed=chosen.seed, pick=chosen.pick, keep=chosen.keep_candidates)
+        build(chosen.out, limit=chosen.limit, seed=chosen.seed, keep=chosen.keep_candidates)
     except InputError as error:
         sys.exit(f"error: {error}")
 
 
-def build(out: Path, *, limit: int | None, seed: int, pick: str, keep: bool) -> None:
+def build(out: Path, *, limit: int | None, seed: int, keep: bool) -> None:
     """Sample, judge, split, count."""
     log = Log()
     out.mkdir(parents=True, exist_ok=True)
-    candidates, everything = out / "candidates.jsonl.gz", out / ".pairs.jsonl"
+    candidates = out / "candidates.jsonl.gz"
     if not keep:
         log.stage("sample")
         sample(candidates, limit=limit, seed=seed, log=log)
     log.stage("judge")
-    try:
-        judge(candidates, everything, pick=pick, log=log)
-        pairs = list(storage.read(str(everything), Pair))
-    finally:
-        everything.unlink(missing_ok=True)
-    held = {pair.prompt_id: draw(pair.prompt, seed=0) < HELDOUT_SHARE * WHOLE for pair in pairs}
-    for name, side in (("train", False), ("heldout", True)):
-        storage.write(out / f"{name}.jsonl.gz", [pair for pair in pairs if held[pair.prompt_id] is side])
+    rows = list(storage.read(str(candidates), Candidates))
+    held = {row.prompt_id: draw(row.prompt, seed=0) < HELDOUT_SHARE * WHOLE for row in rows}
+    learn(out, [row for row in rows if not held[row.prompt_id]], log=log)
+    rubric = load_rubric("brand-voice")
+    rated = [rate(rubric, row) for row in rows if held[row.prompt_id]]
+    pairs = [pair for row in rated for pair in pairs_from_ranking(row, margin_scale=MARGIN_SCALE, most=1)]
+    storage.write(out / "heldout.jsonl.gz", pairs)
     report(out, log=log)
 
 
@@ -134,9 +136,22 @@ def usable(row: Candidates, tokenizer: Any, *, log: Log) -> Candidates:
     return row.model_copy(update={"responses": tuple(kept)})
 
 
-def judge(candidates: Path, pairs: Path, *, pick: str, log: Log) -> None:
-    """Graded pairs of the candidates by the rubric of the package."""
-    pipeline.judge(str(candidates), pairs, rubric="brand-voice", margin_scale=MARGIN_SCALE, extremes=pick, screen=log)
+def learn(out: Path, rows: list[Candidates], *, log: Log) -> None:
+    """The training pairs: what `druthers judge` makes of the answers to the training prompts."""
+    part = out / ".train-candidates.jsonl"
+    storage.write(part, rows)
+    try:
+        pipeline.judge(
+            str(part),
+            out / "train.jsonl.gz",
+            rubric="brand-voice",
+            margin_scale=MARGIN_SCALE,
+            most=MOST,
+            length_cost=LENGTH_COST,
+            screen=log,
+        )
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def report(out: Path, *, log: Log) -> None:
@@ -169,9 +184,7 @@ def report(out: Path, *, log: Log) -> None:
     for rule in rubric.rules:
         log.say(f"{rule.name:>22} {mean(r.rules[rule.name] for row in rated for r in row.responses):.3f}")
     if size > LARGEST:
-        sys.exit(
-            f"error: the files take {size} bytes, over the {LARGEST} that the package may carry; use --pick extremes"
-        )
+        sys.exit(f"error: the files take {size} bytes, over the {LARGEST} that the package may carry; lower MOST")
 
 
 def prompts_of(pairs: Iterable[Pair]) -> int:

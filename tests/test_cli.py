@@ -114,9 +114,8 @@ def test_sample_and_judge(place: Path) -> None:
     row = {"prompt": [{"role": "user", "content": "hi"}], "responses": [{"content": "a"}, {"content": "a b c d!"}]}
     candidates = calls.jsonl(place / "rated.jsonl", [row])
     to = ("--out", place / "judged.parquet", "--rubric", place / "rubric.toml")
-    judged = druthers("judge", candidates, *to, "--pick", "extremes", "--json").json
-    assert judged == {**judged, "rows": 1, "prompts": 1, "tied_prompts": 0, "rubric": "house"}
-    assert "'all' or 'extremes'" in druthers("judge", candidates, *to, "--pick", "some").fault
+    judged = druthers("judge", candidates, *to, "--most", 1, "--json").json
+    assert judged == {**judged, "rows": 1, "prompts": 1, "prompts_without_pair": 0, "rubric": "house"}
 
 
 @pytest.mark.usefixtures("aligned")

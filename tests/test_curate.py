@@ -402,13 +402,13 @@ def rated(*scores: float | None, ranks: tuple[int, ...] = ()) -> Candidates:
 def test_a_ranking_gives_graded_pairs_that_count_as_one_prompt() -> None:
     made = pairs_from_ranking(rated(1.0, 3.0, 2.0, 3.0), margin_scale=0.5)
     found = [(pair.chosen[0].content[-1], pair.rejected[0].content[-1], pair.margin) for pair in made]
-    assert found == [("1", "2", 0.5), ("1", "0", 1.0), ("3", "2", 0.5), ("3", "0", 1.0), ("2", "0", 0.5)]
+    assert found == [("1", "0", 1.0), ("3", "0", 1.0), ("1", "2", 0.5), ("3", "2", 0.5), ("2", "0", 0.5)]
     assert sum(pair.weight for pair in made) == pytest.approx(1)
     assert {(pair.group, pair.source, pair.p) for pair in made} == {("g", "m", 1.0)}
 
 
-def test_only_the_extremes_on_request_and_ranks_where_there_are_no_scores() -> None:
-    (made,) = pairs_from_ranking(rated(1.0, 3.0, 2.0), pick="extremes")
+def test_only_the_clearest_on_request_and_ranks_where_there_are_no_scores() -> None:
+    (made,) = pairs_from_ranking(rated(1.0, 3.0, 2.0), most=1)
     assert (made.chosen[0].content, made.rejected[0].content, made.weight) == ("answer 1", "answer 0", 1.0)
     (made,) = pairs_from_ranking(rated(None, None, ranks=(2, 1)))
     assert made.chosen[0].content == "answer 1"
@@ -416,10 +416,31 @@ def test_only_the_extremes_on_request_and_ranks_where_there_are_no_scores() -> N
 
 def test_ties_blanks_and_equal_texts_give_no_pairs() -> None:
     assert pairs_from_ranking(rated(1.0, 1.0)) == []
-    assert pairs_from_ranking(rated(1.0, 1.0), pick="extremes") == []
+    assert pairs_from_ranking(rated(1.0, 1.0), most=1) == []
     same = (Candidate(content="a", score=2), Candidate(content=" ", score=1), Candidate(content="a", score=1))
     assert pairs_from_ranking(Candidates(prompt=user("Q"), responses=same)) == []
-    assert pairs_from_ranking(Candidates(prompt=user("Q"), responses=same[1:2]), pick="extremes") == []
+    assert pairs_from_ranking(Candidates(prompt=user("Q"), responses=same[1:2]), most=1) == []
+
+
+def test_a_response_that_breaks_a_must_is_only_ever_rejected() -> None:
+    cut, whole, worst = (
+        Candidate(content=text, score=score, rules={"complete": kept})
+        for text, score, kept in (("best but cut", 3.0, 0.0), ("whole", 2.0, 1.0), ("worst", 1.0, 0.0))
+    )
+    row = Candidates(prompt=user("Q"), responses=(cut, whole, worst))
+    found = [(p.chosen[0].content, p.rejected[0].content) for p in pairs_from_ranking(row, must=("complete",))]
+    assert found == [("whole", "worst")]
+    assert pairs_from_ranking(row.model_copy(update={"responses": (cut, worst)}), must=("complete",)) == []
+
+
+def test_words_the_chosen_response_lacks_cost_it_its_lead() -> None:
+    texts = {"one": 3.0, "one two three": 2.0, "one two": 1.0}
+    row = Candidates(prompt=user("Q"), responses=tuple(Candidate(content=t, score=s) for t, s in texts.items()))
+    made = pairs_from_ranking(row, margin_scale=1.0, length_cost=0.5)
+    found = [(p.chosen[0].content, p.rejected[0].content, p.margin) for p in made]
+    assert found == [("one", "one two", 1.5), ("one two three", "one two", 1.0)]
+    with pytest.raises(InputError, match="a margin needs scores"):
+        pairs_from_ranking(rated(None, None, ranks=(1, 2)), length_cost=0.5)
 
 
 def test_models_that_met_are_both_named() -> None:

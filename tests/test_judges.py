@@ -307,3 +307,13 @@ def test_an_unknown_rubric_and_a_folder_are_refused(tmp_path: Path) -> None:
         load_rubric("brand-vioce")
     with pytest.raises(InputError, match="cannot be read"):
         load_rubric(str(tmp_path))
+
+
+def test_a_must_is_named_and_leaves_the_score_alone() -> None:
+    rows = [
+        {"name": "brief", "label": "b", "kind": "word_count", "most": 2, "weight": 3},
+        {"name": "whole", "label": "w", "kind": "complete", "must": True},
+    ]
+    rubric = parse_rubric({"name": "r", "rules": rows}, where="r.toml")
+    assert rubric.musts == ("whole",)
+    assert rubric.score(user("Q"), "cut off").total == 0.75

@@ -231,7 +231,7 @@ def test_nothing_is_sampled_for_a_place_that_cannot_be_written(
     prompts = calls.jsonl(place / "prompts.jsonl", [{"prompt": [m.line() for m in user("say it")]}])
     (place / "file").touch()
     how = {"samples": 1, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 2, "batch_size": 1, "seed": 0}
-    with pytest.raises(InputError, match="candidates.jsonl"):
+    with pytest.raises(InputError, match=r"candidates\.jsonl"):
         pipeline.sample(
             str(prompts),
             place / "file" / "candidates.jsonl",
@@ -277,7 +277,8 @@ def test_sampled_and_judged_responses_are_pairs_to_train_on(place: Path, model: 
         place / "judged.jsonl",
         rubric=str(place / "rubric.toml"),
         margin_scale=2.0,
-        extremes="all",
+        most=None,
+        length_cost=0.0,
         screen=Screen(),
     )
     assert judged["rubric"] == "house"
@@ -291,13 +292,36 @@ def test_sampled_and_judged_responses_are_pairs_to_train_on(place: Path, model: 
 def test_responses_that_all_tie_leave_no_file(place: Path) -> None:
     row = {"prompt": [{"role": "user", "content": "hi"}], "responses": [{"content": "a"}, {"content": "b"}]}
     candidates = calls.jsonl(place / "candidates.jsonl", [row])
-    with pytest.raises(InputError, match="ties every response of all 1 prompts"):
+    with pytest.raises(InputError, match="prefers no response to another in any of 1 prompts"):
         pipeline.judge(
             str(candidates),
             place / "judged.jsonl",
             rubric=str(place / "rubric.toml"),
             margin_scale=1.0,
-            extremes="all",
+            most=None,
+            length_cost=0.0,
             screen=Screen(),
         )
     assert not (place / "judged.jsonl").exists()
+
+
+def test_a_response_that_breaks_a_must_is_not_held_up(place: Path) -> None:
+    rubric = place / "must.toml"
+    rubric.write_text(
+        'name = "m"\n[[rules]]\nname = "short"\nlabel = "s"\nkind = "word_count"\nmost = 2\nweight = 3\n'
+        '[[rules]]\nname = "whole"\nlabel = "w"\nkind = "complete"\nmust = true\n'
+    )
+    texts = ("cut off", "It is a whole one.", "far too long and cut")
+    row = {"prompt": [{"role": "user", "content": "hi"}], "responses": [{"content": text} for text in texts]}
+    judged = pipeline.judge(
+        str(calls.jsonl(place / "musts.jsonl", [row])),
+        place / "pairs-must.jsonl",
+        rubric=str(rubric),
+        margin_scale=1.0,
+        most=None,
+        length_cost=0.0,
+        screen=Screen(),
+    )
+    (pair,) = storage.read(str(place / "pairs-must.jsonl"), Pair)
+    assert (pair.chosen[0].content, pair.rejected[0].content, pair.margin) == (texts[1], texts[2], 0.25)
+    assert judged["prompts_without_pair"] == 0

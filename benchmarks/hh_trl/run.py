@@ -447,7 +447,7 @@ def arguments() -> argparse.ArgumentParser:
     training.add_argument("--pairs-per-step", type=int, default=16)
     training.add_argument("--micro-batch", type=int, default=1, help="pairs a forward pass")
     training.add_argument("--max-length", type=int, default=1536, help="tokens of prompt and response")
-    training.add_argument("--order", choices=("length", "random"), default="length", help="how TRL draws its batches")
+    training.add_argument("--order", choices=("random", "length"), default="random", help="how TRL draws its batches")
     training.add_argument("--save", help="folder for the trained model; without it nothing is kept")
 
     scored = commands.add_parser("score", parents=[both], help="measure a model folder")

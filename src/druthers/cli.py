@@ -318,21 +318,27 @@ def judge(
     margin_scale: Annotated[
         float, typer.Option(min=0, help="Margin, in units of reward, of one point of score.")
     ] = 1.0,
-    pick: Annotated[
-        str, typer.Option(help="'all' pairs of a prompt with different scores, or 'extremes': best against worst.")
-    ] = "all",
+    most: Annotated[
+        int | None, typer.Option(min=1, help="At most N pairs of a prompt, the clearest; 1 is best against worst.")
+    ] = None,
+    length_cost: Annotated[
+        float, typer.Option(min=0, help="Score that a word costs by which the chosen response is shorter.")
+    ] = 0.0,
     as_json: Json = False,
 ) -> None:
     """Judge sampled responses by a rule rubric and write graded pairs."""
-    if pick not in ("all", "extremes"):
-        raise InputError(f"--pick {pick!r} is not known; use 'all' or 'extremes'")
     from druthers import pipeline
 
-    show(
-        pipeline.judge(candidates, out, rubric=rubric, margin_scale=margin_scale, extremes=pick, screen=bars),
-        as_json=as_json,
-        table=facts,
+    found = pipeline.judge(
+        candidates,
+        out,
+        rubric=rubric,
+        margin_scale=margin_scale,
+        most=most,
+        length_cost=length_cost,
+        screen=bars,
     )
+    show(found, as_json=as_json, table=facts)
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 A rubric is a list of rules. Each has a `kind` (a small pure function of prompt and response), a weight, and the
 parameters of its kind. The score of a response is the weight of the rules it keeps over the weight of all rules; a
-broken rule marked `gate` makes it 0.
+broken rule marked `gate` makes it 0, and one marked `must` keeps it from being the chosen side of a pair.
 
     name = "short-and-kind"
 
@@ -129,7 +129,7 @@ Phrases = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_l
 
 
 class Rule(BaseModel):
-    """What all rules have in common. `gate`: a response that breaks it scores 0."""
+    """What all rules share. A response that breaks a `gate` scores 0; one that breaks a `must` is never chosen."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -138,6 +138,7 @@ class Rule(BaseModel):
     kind: str
     weight: float = Field(1.0, ge=0)
     gate: bool = False
+    must: bool = False
 
 
 class FirstSentence(Rule):
@@ -340,6 +341,11 @@ class Rubric:
     def labels(self) -> dict[str, str]:
         """What each rule asks for, in words, by its name."""
         return {rule.name: rule.label for rule in self.rules}
+
+    @property
+    def musts(self) -> tuple[str, ...]:
+        """Names of the rules that the chosen response of a pair keeps without exception."""
+        return tuple(rule.name for rule in self.rules if rule.must)
 
     def score(self, prompt: Messages, text: str) -> Score:
         """How well a response to the prompt keeps the rules."""

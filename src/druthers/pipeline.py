@@ -370,31 +370,38 @@ def sample(
 
 
 def judge(
-    candidates: str, out: Path, *, rubric: str, margin_scale: float, extremes: str, screen: Screen
+    candidates: str,
+    out: Path,
+    *,
+    rubric: str,
+    margin_scale: float,
+    most: int | None,
+    length_cost: float,
+    screen: Screen,
 ) -> dict[str, Any]:
-    """Rated candidates to graded pairs; prompts whose responses all tie give none and are counted."""
+    """Rated candidates to graded pairs; prompts that give none (all responses tie, or none is fit) are counted."""
     from druthers.curate import pairs_from_ranking
     from druthers.judges import rate
     from druthers.records import Candidates
 
-    rules, tied, prompts = load_rubric(rubric), 0, 0
+    rules, without, prompts = load_rubric(rubric), 0, 0
     pairs: list[Pair] = []
     bar = screen.bar("prompts")
     for row in storage.read(candidates, Candidates):
         found = pairs_from_ranking(
-            rate(rules, row), margin_scale=margin_scale, pick="extremes" if extremes == "extremes" else "all"
+            rate(rules, row), margin_scale=margin_scale, most=most, must=rules.musts, length_cost=length_cost
         )
         pairs += found
-        prompts, tied = prompts + 1, tied + (not found)
+        prompts, without = prompts + 1, without + (not found)
         bar(prompts, 0)
     screen.clear()
     if not pairs:
         raise InputError(
-            f"{candidates}: the rubric {rubric!r} ties every response of all {prompts} prompts, "
+            f"{candidates}: the rubric {rubric!r} prefers no response to another in any of {prompts} prompts, "
             "so there is nothing to learn; sample more responses or sharpen the rubric"
         )
     written = storage.write(out, pairs)
-    return dataclasses.asdict(written) | {"prompts": prompts, "tied_prompts": tied, "rubric": rules.name}
+    return dataclasses.asdict(written) | {"prompts": prompts, "prompts_without_pair": without, "rubric": rules.name}
 
 
 def answer_both(run: Run, *, seed: int) -> Callable[[tuple[Any, ...], tuple[Any, ...]], tuple[str, str]]:
