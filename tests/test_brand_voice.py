@@ -1,0 +1,69 @@
+"""The packaged preference set is what its card says, and what the rubric makes of its answers today."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from druthers import storage
+from druthers.curate import pairs_from_ranking
+from druthers.judges import load_rubric, rate
+from druthers.records import Candidates, Pair, Prompt
+
+HOME = Path(str(resources.files("druthers"))) / "data" / "brand-voice"
+
+
+@pytest.fixture(scope="module")
+def rated() -> dict[str, Candidates]:
+    rubric = load_rubric("brand-voice")
+    rows = storage.read(str(HOME / "candidates.jsonl.gz"), Candidates)
+    return {row.prompt_id: rate(rubric, row) for row in rows}
+
+
+def pairs(side: str) -> list[Pair]:
+    return list(storage.read(str(HOME / f"{side}.jsonl.gz"), Pair))
+
+
+def as_lines(made: list[Pair]) -> list[str]:
+    return sorted(json.dumps(pair.line(), sort_keys=True) for pair in made)
+
+
+def shingles(prompt: Prompt) -> frozenset[str]:
+    words = prompt.prompt[-1].content.lower().split()
+    return frozenset(" ".join(words[i : i + 3]) for i in range(len(words) - 2))
+
+
+def test_it_is_small_and_has_the_prompts_it_promises() -> None:
+    assert sum(file.stat().st_size for file in HOME.iterdir()) < 3_000_000
+    prompts = list(storage.read(str(HOME / "prompts.jsonl"), Prompt))
+    held = {pair.prompt_id for pair in pairs("heldout")}
+    assert len({row.prompt_id for row in prompts}) == len(prompts) == 690
+    assert len(held) == 160
+    inside = {pair.prompt_id for pair in pairs("train")}
+    assert len(inside) == 526
+    assert not held & inside
+
+
+def test_no_held_out_prompt_is_nearly_a_training_prompt() -> None:
+    held = {pair.prompt_id for pair in pairs("heldout")}
+    prompts = list(storage.read(str(HOME / "prompts.jsonl"), Prompt))
+    outside = [shingles(row) for row in prompts if row.prompt_id in held]
+    inside = [shingles(row) for row in prompts if row.prompt_id not in held]
+    closest = max(len(a & b) / len(a | b) for a in outside for b in inside)
+    assert closest < 0.2
+
+
+def test_every_prompt_has_four_answers(rated: dict[str, Candidates]) -> None:
+    assert len(rated) == 690
+    assert {len(row.responses) for row in rated.values()} == {4}
+
+
+@pytest.mark.parametrize("side", ["train", "heldout"])
+def test_the_pairs_are_what_the_rubric_makes_of_the_answers(side: str, rated: dict[str, Candidates]) -> None:
+    """Margin scale and number of pairs as in scripts/build_brand_voice.py."""
+    made = pairs(side)
+    again = [p for pair in made for p in pairs_from_ranking(rated[pair.prompt_id], margin_scale=1.0, most=1)]
+    assert as_lines(again) == as_lines(made)
