@@ -216,12 +216,12 @@ def test_an_unknown_setting_is_offered_its_nearest_name(tmp_path: Path, model: P
 def test_a_corrected_command_may_use_the_folder_of_the_refused_one(tmp_path: Path, model: Path) -> None:
     refused(tmp_path, tmp_path / "typo.jsonl", model)
     data = calls.jsonl(tmp_path / "pairs.jsonl", calls.trl_rows())
-    assert druthers("curate", *job(tmp_path, data, model)[1:]).code == 0
+    assert druthers("curate", *job(tmp_path, data, model)).code == 0
 
 
 def test_a_folder_that_holds_another_run(tmp_path: Path, model: Path) -> None:
     data = calls.jsonl(tmp_path / "pairs.jsonl", calls.trl_rows())
-    assert druthers("curate", *job(tmp_path, data, model)[1:]).code == 0
+    assert druthers("curate", *job(tmp_path, data, model)).code == 0
     before = {name: (tmp_path / "run" / name).read_bytes() for name in calls.files(tmp_path / "run")}
     said = druthers("align", *job(tmp_path, data, model, "train.max_steps=3")).fault
     assert "holds another run (train.max_steps was 2, now 3)" in said
@@ -260,7 +260,7 @@ def test_two_processes_on_one_run_directory(tmp_path: Path, model: Path) -> None
             os.close(end)
         if child:
             os.waitpid(child, 0)
-    assert druthers("curate", *job(tmp_path, data, model)[1:]).code == 0
+    assert druthers("curate", *job(tmp_path, data, model)).code == 0
 
 
 # ---------------------------------------------------------------- a full disk
