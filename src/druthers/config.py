@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
@@ -197,7 +198,7 @@ def anchored(tree: dict[str, Any]) -> dict[str, Any]:
     for section, key in READ_AGAIN:
         group = tree.get(section)
         value = group.get(key) if isinstance(group, dict) else None
-        if isinstance(value, str) and value not in ("default", *recipe_names()) and Path(value).exists():
+        if isinstance(value, str) and value not in ("default", *recipe_names()) and os.path.exists(value):
             tree[section] = {**tree[section], key: str(Path(value).absolute())}
     return tree
 
