@@ -40,10 +40,10 @@ def test_it_is_small_and_has_the_prompts_it_promises() -> None:
     assert sum(file.stat().st_size for file in HOME.iterdir()) < 3_000_000
     prompts = list(storage.read(str(HOME / "prompts.jsonl"), Prompt))
     held = {pair.prompt_id for pair in pairs("heldout")}
-    assert len({row.prompt_id for row in prompts}) == len(prompts) == 690
-    assert len(held) == 160
+    assert len({row.prompt_id for row in prompts}) == len(prompts) == 1790
+    assert len(held) == 162
     inside = {pair.prompt_id for pair in pairs("train")}
-    assert len(inside) == 526
+    assert len(inside) == 1175
     assert not held & inside
 
 
@@ -57,13 +57,15 @@ def test_no_held_out_prompt_is_nearly_a_training_prompt() -> None:
 
 
 def test_every_prompt_has_four_answers(rated: dict[str, Candidates]) -> None:
-    assert len(rated) == 690
+    assert len(rated) == 1790
     assert {len(row.responses) for row in rated.values()} == {4}
 
 
 @pytest.mark.parametrize("side", ["train", "heldout"])
 def test_the_pairs_are_what_the_rubric_makes_of_the_answers(side: str, rated: dict[str, Candidates]) -> None:
-    """Margin scale and number of pairs as in scripts/build_brand_voice.py."""
+    """Margin scale, number of pairs and rules that chosen must keep as in scripts/build_brand_voice.py."""
     made = pairs(side)
-    again = [p for pair in made for p in pairs_from_ranking(rated[pair.prompt_id], margin_scale=1.0, most=1)]
+    must = load_rubric("brand-voice").musts if side == "train" else ()
+    again = [p for pair in made for p in pairs_from_ranking(rated[pair.prompt_id], margin_scale=1.0, most=1, must=must)]
+    assert must or side == "heldout"
     assert as_lines(again) == as_lines(made)
