@@ -184,7 +184,7 @@ def report(out: Path, *, log: Log) -> None:
     for rule in rubric.rules:
         log.say(f"{rule.name:>22} {mean(r.rules[rule.name] for row in rated for r in row.responses):.3f}")
     if size > LARGEST:
-        sys.exit(f"error: the files take {size} bytes, over the {LARGEST} that the package may carry; lower MOST")
+        sys.exit(f"error: the files take {size} bytes, over the {LARGEST} that the package may carry; lower SAMPLES")
 
 
 def prompts_of(pairs: Iterable[Pair]) -> int:
