@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -54,3 +55,20 @@ def test_help_loads_nothing_heavy() -> None:
 
 def test_the_probe_sees_what_is_loaded() -> None:
     assert heavy_after("import scipy") == "['scipy']"
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, "1"), ("0", "0")])
+def test_large_tensors_lie_in_huge_pages_unless_the_user_says_otherwise(given: str | None, kept: str) -> None:
+    """Torch reads the variable at its first allocation, so it must be set although torch is not loaded yet."""
+    name = "THP_MEM_ALLOC_ENABLE"
+    env = {key: value for key, value in os.environ.items() if key != name} | ({name: given} if given else {})
+    code = f"{HELP}\nimport os\nprint(os.environ[{name!r}], 'torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", "import contextlib, io, sys\n" + code],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout.split() == [kept, "False"]

@@ -460,7 +460,7 @@ def main() -> None:
 
     SIGTERM ends the process as an exit does, so that temporary files are removed; training saves first.
     Tensors of 2 MiB or more lie in huge pages where Linux has them, unless the environment says 0: a training step
-    spends less time on page faults (docs/benchmarks.md). torch reads the variable once, so it is set before torch loads.
+    spends less time on page faults (docs/benchmarks.md). torch reads the variable once, so it is set before that.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
