@@ -222,10 +222,25 @@ def test_a_corrected_command_may_use_the_folder_of_the_refused_one(tmp_path: Pat
 def test_a_folder_that_holds_another_run(tmp_path: Path, model: Path) -> None:
     data = calls.jsonl(tmp_path / "pairs.jsonl", calls.trl_rows())
     assert druthers("curate", *job(tmp_path, data, model)).code == 0
+    refused_and_untouched(tmp_path, data, model, "data.limit=2", "data.limit was None, now 2")
+    assert druthers("train", *job(tmp_path, data, model, "train.max_steps=1")).code == 0
+    refused_and_untouched(tmp_path, data, model, "train.max_steps=3", "train.max_steps was 1, now 3")
+
+
+def refused_and_untouched(tmp_path: Path, data: Path, model: Path, setting: str, difference: str) -> None:
     before = {name: (tmp_path / "run" / name).read_bytes() for name in calls.files(tmp_path / "run")}
-    said = druthers("align", *job(tmp_path, data, model, "train.max_steps=3")).fault
-    assert "holds another run (train.max_steps was 2, now 3)" in said
+    said = druthers("align", *job(tmp_path, data, model, setting)).fault
+    assert f"holds another run ({difference})" in said
     assert {name: (tmp_path / "run" / name).read_bytes() for name in calls.files(tmp_path / "run")} == before
+
+
+def test_curated_data_may_be_trained_on_with_other_settings(tmp_path: Path, model: Path) -> None:
+    data = calls.jsonl(tmp_path / "pairs.jsonl", calls.trl_rows())
+    assert druthers("curate", *job(tmp_path, data, model)).code == 0
+    assert "absent.toml" in druthers("align", *job(tmp_path, data, model, "evaluate.rubric=absent.toml")).fault
+    assert druthers("train", *job(tmp_path, data, model, "train.max_steps=1", "loss.beta=0.5")).code == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["train"]["max_steps"], config["loss"]["beta"]) == (1, 0.5)
 
 
 def test_a_folder_that_holds_something_else(tmp_path: Path, model: Path) -> None:

@@ -21,7 +21,7 @@ from druthers.judges import load_rubric
 from druthers.models import Loaded
 from druthers.records import InputError, Pair, Prompt
 from druthers.report import write_report
-from druthers.run import Run, environment, input_note, note_code, open_run
+from druthers.run import TRAINING, Run, environment, input_note, note_code, open_run
 from druthers.tokens import TokenizedPair, tokenize
 from druthers.train import train
 from druthers.train.checkpoint import best
@@ -67,7 +67,7 @@ def prepare(settings: Settings) -> None:
 def check_evaluation(run: Run, settings: Settings) -> None:
     """Read the rubric and the prompts now: a fault in them must not wait until the training is done."""
     own = settings.evaluate
-    if run.has("data/summary.json"):
+    if run.has(TRAINING):
         return
     if own.rubric is not None:
         load_rubric(own.rubric)

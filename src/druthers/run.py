@@ -20,8 +20,10 @@ from druthers.storage import sha256, write_json, write_text
 
 CONFIG = "config.json"
 LOCK = ".lock"
-BEGUN = "data/summary.json"
+CURATED = "data/summary.json"
+TRAINING = "inputs.json"
 FREE = ("run", "threads")
+OF_CURATION = ("seed", "data.", "model.path", "model.revision")
 
 
 @dataclass(frozen=True)
@@ -97,17 +99,17 @@ def merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 def open_run(settings: Settings) -> Iterator[Run]:
     """Start a run in `settings.run`, or open the same run again to continue it.
 
-    A run that got nowhere (no curated data, because its input was bad) is begun anew with the settings given.
-    Raises InputError when the folder holds something else, a run with other settings (the first difference is named),
-    or is open in another process.
+    Each stage fixes the settings it has used: nothing before the data is curated, then those of the data, all once
+    training has begun. Raises InputError when the folder holds something else, a run with other settings (the first
+    difference is named), or is open in another process.
     """
     folder = make_folder(settings.run)
     with locked(folder):
         sweep(folder)
         run = Run(folder)
-        if run.has(CONFIG) and run.has(BEGUN):
-            refuse_other(run, settings)
-        else:
+        if run.has(CONFIG) and run.has(CURATED):
+            refuse_other(run, settings, fixed=("",) if run.has(TRAINING) else OF_CURATION)
+        if not run.has(TRAINING):
             write_text(run.path(CONFIG), to_json(settings))
         yield run
 
@@ -159,12 +161,12 @@ def locked(folder: Path) -> Iterator[IO[str]]:
         yield file
 
 
-def refuse_other(run: Run, settings: Settings) -> None:
-    """The settings must be those the run was started with, but for where it lies and how many threads it may use."""
+def refuse_other(run: Run, settings: Settings, *, fixed: tuple[str, ...]) -> None:
+    """Settings whose dotted key begins like one of `fixed` must be the run's own; its folder and threads may change."""
     old, new = (flat(json.loads(to_json(tree))) for tree in (run.settings(), settings))
     for key in sorted(old.keys() | new.keys()):
         was, is_ = old.get(key), new.get(key)
-        if key not in FREE and was != is_:
+        if key.startswith(fixed) and key not in FREE and was != is_:
             raise InputError(
                 f"run directory {run.folder} holds another run ({key} was {was!r}, now {is_!r}); "
                 "name another with run=FOLDER, or delete it"
