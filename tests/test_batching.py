@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from druthers.batching import collate, epoch_order, plan, step_count, step_indices
+from druthers.batching import Order, collate, plan, step_count
 from druthers.tokens import TokenizedPair
 
 LAW = settings(max_examples=30, deadline=None, derandomize=True)
@@ -38,32 +40,55 @@ def test_a_plan_covers_every_pair_once_and_keeps_the_budget(pairs: list[Tokenize
     assert longest == sorted(longest, reverse=True)
 
 
+def pairs_of(contrasts: Sequence[int]) -> list[TokenizedPair]:
+    """Pairs whose chosen response is longer than the rejected one by so many tokens."""
+    sides = [(max(1, 1 + c), max(1, 1 - c)) for c in contrasts]
+    return [TokenizedPair("", (1,), (2,) * a, (3,) * b, (True,) * a, (True,) * b) for a, b in sides]
+
+
+CONTRASTS = st.lists(st.integers(-40, 20), min_size=1, max_size=60)
+
+
 @LAW
-@given(st.integers(1, 60), st.integers(1, 20), SEEDS, st.integers(0, 3))
-def test_every_epoch_visits_every_pair_once(count: int, size: int, seed: int, epoch: int) -> None:
+@given(CONTRASTS, st.integers(1, 20), SEEDS, st.integers(0, 3))
+def test_every_epoch_visits_every_pair_once(contrasts: list[int], size: int, seed: int, epoch: int) -> None:
     """Whole steps but the last, which may be short; none is empty."""
-    per_epoch = step_count(count, pairs_per_step=size, epochs=1, max_steps=None)
-    steps = [step_indices(count, step=epoch * per_epoch + i, pairs_per_step=size, seed=seed) for i in range(per_epoch)]
-    assert Counter(i for step in steps for i in step) == Counter(range(count))
+    per_epoch = step_count(len(contrasts), pairs_per_step=size, epochs=1, max_steps=None)
+    order = Order(pairs_of(contrasts), pairs_per_step=size, seed=seed)
+    steps = [order.step(epoch * per_epoch + i) for i in range(per_epoch)]
+    assert Counter(i for step in steps for i in step) == Counter(range(len(contrasts)))
     assert all(len(step) == size for step in steps[:-1])
     assert steps[-1]
-    assert tuple(i for step in steps for i in step) == epoch_order(count, seed=seed, epoch=epoch)
 
 
 @LAW
-@given(st.integers(1, 60), SEEDS, st.integers(0, 9), st.integers(0, 99))
-def test_the_order_is_a_function_of_seed_and_epoch(count: int, seed: int, epoch: int, noise: int) -> None:
+@given(st.integers(1, 9), st.integers(1, 9), SEEDS, st.integers(0, 3))
+def test_every_step_is_a_cross_section_of_the_length_contrasts(size: int, steps: int, seed: int, epoch: int) -> None:
+    """With contrasts 0, 1, 2 and so on in any order, a step's k-th smallest lies in the k-th block of them."""
+    contrasts = np.random.default_rng(seed).permutation(size * steps)
+    order = Order(pairs_of(contrasts.tolist()), pairs_per_step=size, seed=seed)
+    for step in order.epoch(epoch):
+        assert [c // steps for c in sorted(contrasts[step])] == list(range(size))
+
+
+@LAW
+@given(CONTRASTS, SEEDS, st.integers(0, 9), st.integers(0, 99))
+def test_the_order_is_a_function_of_seed_and_step(contrasts: list[int], seed: int, step: int, noise: int) -> None:
     """What was drawn before, here or elsewhere, does not matter."""
-    first = step_indices(count, step=epoch, pairs_per_step=7, seed=seed)
+    pairs = pairs_of(contrasts)
+    order = Order(pairs, pairs_per_step=7, seed=seed)
+    first = order.step(step)
     torch.manual_seed(noise)
-    epoch_order(noise, seed=seed, epoch=epoch)
-    assert step_indices(count, step=epoch, pairs_per_step=7, seed=seed) == first
+    order.step(noise)
+    assert order.step(step) == first == Order(pairs, pairs_per_step=7, seed=seed).step(step)
 
 
 def test_seeds_and_epochs_give_different_orders() -> None:
-    """Among 50 pairs no two of these agree."""
-    orders = {tuple(epoch_order(50, seed=seed, epoch=epoch)) for seed in range(4) for epoch in range(4)}
-    assert len(orders) == 16
+    """Among 50 pairs no two of these agree, whether their contrasts differ or not."""
+    for contrasts in ([0] * 50, range(50)):
+        pairs = pairs_of(contrasts)
+        orders = [Order(pairs, pairs_per_step=8, seed=seed).epoch(epoch) for seed in range(4) for epoch in range(4)]
+        assert len({str(order) for order in orders}) == 16
 
 
 def test_step_count_rounds_epochs_and_honours_the_limit() -> None:

@@ -33,6 +33,13 @@ def settings(folder: Path, *changes: str) -> Settings:
 
 
 def begin(folder: Path, *changes: str) -> Run:
+    """A run that has come as far as its training."""
+    run = curated(folder, *changes)
+    run.path("inputs.json").write_text("{}")
+    return run
+
+
+def curated(folder: Path, *changes: str) -> Run:
     """A run that has come as far as its curated data."""
     with open_run(settings(folder, *changes)) as run:
         run.path("data/summary.json").write_text("{}")
@@ -88,6 +95,21 @@ def test_another_run_is_refused_and_the_difference_is_named(tmp_path: Path, chan
     before = (tmp_path / "run" / "config.json").read_bytes()
     assert first in refusal(tmp_path / "run", change)
     assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("change", ["seed=1", "model.path=other", "data.limit=3"])
+def test_curated_data_is_fixed_by_the_settings_that_made_it(tmp_path: Path, change: str) -> None:
+    curated(tmp_path / "run")
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    assert f"{change.partition('=')[0]} was" in refusal(tmp_path / "run", change)
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("change", ["model.adapter=lora", "loss.name=ipo", "train.epochs=2", "evaluate.count=7"])
+def test_curated_data_takes_other_settings_of_the_later_stages(tmp_path: Path, change: str) -> None:
+    curated(tmp_path / "run")
+    with open_run(settings(tmp_path / "run", change)) as run:
+        assert to_json(run.settings()) == to_json(settings(tmp_path / "run", change))
 
 
 def test_a_run_that_got_nowhere_is_begun_anew(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from druthers import storage
-from druthers.batching import collate, step_indices
+from druthers.batching import Order, collate
 from druthers.config import IPOSettings, ModelSettings, Settings, TrainSettings, load
 from druthers.models import Loaded, attach_adapter, remove_tree, score_pairs, trainable, weights_sha
 from druthers.records import InputError, Outcome
@@ -393,7 +393,7 @@ def test_weights_that_are_all_zero_are_refused(tmp_path: Path, side: str) -> Non
 
 
 def test_a_step_of_weight_zero_changes_nothing(tmp_path: Path) -> None:
-    first = set(step_indices(len(PAIRS), step=0, pairs_per_step=4, seed=0))
+    first = set(Order(PAIRS, pairs_per_step=4, seed=0).step(0))
     pairs = [replace(pair, weight=float(i not in first)) for i, pair in enumerate(PAIRS)]
     run_to_end(tmp_path, pairs=pairs)
     rows = [row for row in Run(tmp_path).metrics() if row["split"] == "train"]
@@ -402,7 +402,7 @@ def test_a_step_of_weight_zero_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_names_the_pair_and_spares_the_weights(tmp_path: Path) -> None:
-    bad = step_indices(len(PAIRS), step=2, pairs_per_step=4, seed=0)[1]
+    bad = Order(PAIRS, pairs_per_step=4, seed=0).step(2)[1]
     pairs = [replace(pair, margin=math.inf) if i == bad else pair for i, pair in enumerate(PAIRS)]
     learner, kept = policy(), dict[str, Tensor]()
 
@@ -686,7 +686,8 @@ def test_only_pairs_that_some_step_sees_are_scored(count: int, size: int, steps:
     pairs = [TokenizedPair(f"{i}", (1,), (2,), (3,), (True,), (True,)) for i in range(count)]
     settings = TrainSettings(pairs_per_step=size, max_steps=steps)
     schedule = loop.make_schedule(count, settings)
-    used = loop.used_pairs(pairs, schedule, settings, seed=seed)
-    seen = [i for s in range(schedule.total) for i in step_indices(count, step=s, pairs_per_step=size, seed=seed)]
+    order = Order(pairs, pairs_per_step=size, seed=seed)
+    used = loop.used_pairs(pairs, schedule, order)
+    seen = [i for s in range(schedule.total) for i in order.step(s)]
     assert {pair.id for pair in used} == {f"{i}" for i in seen}
     assert len(used) == len({pair.id for pair in used})

@@ -10,7 +10,6 @@ import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -44,16 +43,6 @@ class Batch:
         return self.p_B.shape[0]
 
 
-@lru_cache(maxsize=2)
-def epoch_order(count: int, *, seed: int, epoch: int) -> tuple[int, ...]:
-    """The seeded order of one epoch; a function of its arguments alone, so a resumed run finds its place again.
-
-    >>> sorted(epoch_order(5, seed=0, epoch=3))
-    [0, 1, 2, 3, 4]
-    """
-    return tuple(np.random.default_rng([seed, epoch]).permutation(count).tolist())
-
-
 def step_count(count: int, *, pairs_per_step: int, epochs: float, max_steps: int | None) -> int:
     """Optimizer steps of a run: whole steps per epoch (the last one may be short), times epochs.
 
@@ -64,12 +53,39 @@ def step_count(count: int, *, pairs_per_step: int, epochs: float, max_steps: int
     return min(max(1, round(per_epoch * epochs)), max_steps or 10**12)
 
 
-def step_indices(count: int, *, step: int, pairs_per_step: int, seed: int) -> list[int]:
-    """Indices of the pairs that optimizer step `step` (from 0) trains on; every epoch sees every pair once."""
-    per_epoch = math.ceil(count / pairs_per_step)
-    epoch, within = divmod(step, per_epoch)
-    order = epoch_order(count, seed=seed, epoch=epoch)
-    return list(order[within * pairs_per_step : (within + 1) * pairs_per_step])
+class Order:
+    """Which pairs each optimizer step trains on: every epoch all of them once, every step a cross-section of them.
+
+    The pairs are sorted by how many tokens longer chosen is than rejected and cut into `pairs_per_step` strata; a step
+    has one of each, drawn at random (stratified sampling). In a plain shuffle the first steps of a small set may hold
+    much shorter chosen responses than the rest, and length is then learned before anything else. A function of its
+    arguments and the step alone, so a resumed run finds its place again.
+
+    >>> pairs = [TokenizedPair("", (1,), (2,) * i, (3,), (True,) * i, (True,)) for i in range(1, 7)]
+    >>> [sorted(len(pairs[i].chosen) > 3 for i in Order(pairs, pairs_per_step=2, seed=0).step(s)) for s in range(3)]
+    [[False, True], [False, True], [False, True]]
+    """
+
+    def __init__(self, pairs: Sequence[TokenizedPair], *, pairs_per_step: int, seed: int) -> None:
+        self.contrast = np.array([len(pair.chosen) - len(pair.rejected) for pair in pairs])
+        self.size, self.seed = pairs_per_step, seed
+        self.drawn: tuple[int, list[list[int]]] = (-1, [])
+
+    def epoch(self, epoch: int) -> list[list[int]]:
+        """Indices of the pairs, step by step; whole steps but the last, which may be short."""
+        if self.drawn[0] != epoch:
+            random = np.random.default_rng([self.seed, epoch])
+            shuffled = random.permutation(len(self.contrast))
+            ordered = shuffled[np.argsort(self.contrast[shuffled], kind="stable")]
+            strata = [random.permutation(part).tolist() for part in np.array_split(ordered, self.size)]
+            steps = [[part[s] for part in strata if s < len(part)] for s in range(len(strata[0]))]
+            self.drawn = (epoch, steps)
+        return self.drawn[1]
+
+    def step(self, step: int) -> list[int]:
+        """Indices of the pairs that optimizer step `step` (from 0) trains on."""
+        epoch, within = divmod(step, math.ceil(len(self.contrast) / self.size))
+        return self.epoch(epoch)[within]
 
 
 def plan(pairs: Sequence[TokenizedPair], *, token_budget: int, crew: int = 1) -> list[list[int]]:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from druthers.batching import collate, plan, step_count, step_indices
+from druthers.batching import Order, collate, plan, step_count
 from druthers.config import Settings, TrainSettings
 from druthers.logprobs import pair_logps
 from druthers.losses import LOSSES, Loss, PairTerms
@@ -312,15 +312,11 @@ def make_schedule(count: int, settings: TrainSettings) -> Schedule:
     return Schedule(total, evaluate, evaluate | extra)
 
 
-def used_pairs(
-    pairs: Sequence[TokenizedPair], schedule: Schedule, settings: TrainSettings, *, seed: int
-) -> Sequence[TokenizedPair]:
+def used_pairs(pairs: Sequence[TokenizedPair], schedule: Schedule, order: Order) -> Sequence[TokenizedPair]:
     """The pairs some step will train on: all of them, or fewer in a run of less than one epoch."""
-    if schedule.total * settings.pairs_per_step >= len(pairs):
+    if schedule.total * order.size >= len(pairs):
         return pairs
-    steps = range(schedule.total)
-    size = settings.pairs_per_step
-    return [pairs[i] for s in steps for i in step_indices(len(pairs), step=s, pairs_per_step=size, seed=seed)]
+    return [pairs[i] for s in range(schedule.total) for i in order.step(s)]
 
 
 def better(value: float, than: float | None, *, metric: str) -> bool:
@@ -339,6 +335,7 @@ class Course:
     settings: Settings
     crew: Sequence[Loaded]
     pairs: Sequence[TokenizedPair]
+    order: Order
     heldout: Sequence[TokenizedPair]
     scores: Reference
     loss: Loss
@@ -380,9 +377,10 @@ def train(
     """
     t = settings.train
     loss, schedule = make_loss(settings, pairs, heldout), make_schedule(len(pairs), t)
-    used = used_pairs(pairs, schedule, t, seed=settings.seed)
+    order = Order(pairs, pairs_per_step=t.pairs_per_step, seed=settings.seed)
+    used = used_pairs(pairs, schedule, order)
     chosen = reference.choose(t.reference, policy, [*used, *heldout], token_budget=t.token_budget, progress=scoring)
-    course = Course(run, settings, crew_of(policy), pairs, heldout, chosen.scores, loss, note)
+    course = Course(run, settings, crew_of(policy), pairs, order, heldout, chosen.scores, loss, note)
     optimizer = make_optimizer(policy, t)
     found = checkpoint.latest(run.folder)
     position = checkpoint.restore(found, policy, optimizer) if found else Position()
@@ -424,10 +422,7 @@ def advance(
     """One optimizer step."""
     t, step = course.settings.train, position.step + 1
     rate = learning_rate_at(position.step, total=schedule.total, settings=t)
-    chosen = step_indices(
-        len(course.pairs), step=position.step, pairs_per_step=t.pairs_per_step, seed=course.settings.seed
-    )
-    scored = course.pass_over([course.pairs[i] for i in chosen], learn="learn")
+    scored = course.pass_over([course.pairs[i] for i in course.order.step(position.step)], learn="learn")
     norm = torch.nn.utils.clip_grad_norm_(trainable(course.policy).values(), t.clip_norm).item()
     check_finite(scored, norm=norm, step=step)
     if position.step == 0:
