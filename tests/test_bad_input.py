@@ -238,9 +238,37 @@ def test_curated_data_may_be_trained_on_with_other_settings(tmp_path: Path, mode
     data = calls.jsonl(tmp_path / "pairs.jsonl", calls.trl_rows())
     assert druthers("curate", *job(tmp_path, data, model)).code == 0
     assert "absent.toml" in druthers("align", *job(tmp_path, data, model, "evaluate.rubric=absent.toml")).fault
-    assert druthers("train", *job(tmp_path, data, model, "train.max_steps=1", "loss.beta=0.5")).code == 0
+    trained = druthers("train", *job(tmp_path, data, model, "train.max_steps=1", "loss.beta=0.5"))
+    assert trained.code == 0
+    assert "changed since the last session: evaluate.rubric was 'absent.toml', now None; loss.beta was" in trained.err
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["train"]["max_steps"], config["loss"]["beta"]) == (1, 0.5)
+
+
+def test_a_loss_that_was_refused_may_be_corrected_in_place(tmp_path: Path, model: Path) -> None:
+    data = calls.jsonl(tmp_path / "pairs.jsonl", ({**row, "p": 0.9} for row in calls.trl_rows()))
+    assert "use loss.name=sigmoid" in druthers("train", *job(tmp_path, data, model, "loss.name=ipo")).fault
+    assert druthers("train", *job(tmp_path, data, model, "loss.name=sigmoid")).code == 0
+
+
+def test_pairs_that_were_corrected_are_curated_again_until_training_begins(tmp_path: Path, model: Path) -> None:
+    rows = list(calls.trl_rows())
+    data = calls.jsonl(tmp_path / "pairs.jsonl", ({**row, "weight": 0.0} for row in rows))
+    assert "weight 0" in druthers("train", *job(tmp_path, data, model)).fault
+    calls.jsonl(data, rows)
+    trained = druthers("train", *job(tmp_path, data, model))
+    assert trained.code == 0
+    assert "has changed since it was curated, so it is read again" in trained.err
+    before = (tmp_path / "run" / "data" / "train.jsonl").read_bytes()
+    calls.jsonl(data, rows[1:])
+    again = druthers("train", *job(tmp_path, data, model))
+    assert (again.code, "read again" in again.err) == (0, False)
+    assert (tmp_path / "run" / "data" / "train.jsonl").read_bytes() == before
+
+
+def test_a_margin_that_leaves_no_pair_says_which_setting(tmp_path: Path, model: Path) -> None:
+    data = calls.jsonl(tmp_path / "pairs.jsonl", calls.trl_rows())
+    assert "lower data.least_margin" in refused(tmp_path, data, model, "data.least_margin=0.5")
 
 
 def test_a_folder_that_holds_something_else(tmp_path: Path, model: Path) -> None:
@@ -297,7 +325,7 @@ def with_room_for(size: int, place: Path, *command: object) -> str:
     return calls.Called(code, out, err).fault
 
 
-def test_a_disk_that_is_full_while_saving_spares_the_checkpoint_before(tmp_path: Path, model: Path) -> None:
+def test_a_disk_that_is_full_while_saving_leaves_no_half_checkpoint(tmp_path: Path, model: Path) -> None:
     data = calls.jsonl(tmp_path / "pairs.jsonl", calls.trl_rows())
     command = ("train", *job(tmp_path, data, model))
     whole = tmp_path / "whole"

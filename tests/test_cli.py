@@ -79,6 +79,13 @@ def test_for_people_there_is_a_table_at_the_end(place: Path, aligned: Called) ->
 
 
 @pytest.mark.usefixtures("aligned")
+def test_evaluate_says_where_the_report_is(place: Path) -> None:
+    """Whole, however long its path is."""
+    shown = druthers("evaluate", place / "run").out.partition("report")[2]
+    assert str(place / "run" / "report.html") in "".join(c for c in shown if c not in " │┃|\n")
+
+
+@pytest.mark.usefixtures("aligned")
 def test_evaluate_and_report_of_a_finished_run(place: Path) -> None:
     found = druthers("evaluate", place / "run", "--json").json
     assert {"verdict", "win_rate", "heldout", "seconds", "run"} <= found.keys()
@@ -150,6 +157,7 @@ def test_an_export_loads_anywhere_and_answers_like_the_policy(place: Path, adapt
     found = druthers("export", run, folder, "--json").json
     assert found.keys() == {"folder", "run", "model", "step"}
     assert "pipeline_tag: text-generation" in (folder / "README.md").read_text()
+    assert {file.stat().st_mode for file in folder.iterdir()} == {(folder / "README.md").stat().st_mode}
     exported = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     policy = pipeline.load_policy(Run(run))
@@ -275,6 +283,12 @@ def test_a_signal_elsewhere_exits_with_its_number_too(
     assert (found.code, found.out) == (128 + number, "")
     assert "Traceback" not in found.err
     assert number == signal.SIGTERM or "stopped; what was finished is kept" in found.err
+
+
+def test_a_stopped_sample_promises_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "sample", lambda *given, **named: os.kill(os.getpid(), signal.SIGINT))
+    found = druthers("sample", place / "prompts.jsonl", "--out", place / "none.jsonl")
+    assert (found.code, found.err.strip()) == (130, "error: stopped")
 
 
 @pytest.mark.parametrize("adapter", ["none", "lora"])

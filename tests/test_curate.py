@@ -292,7 +292,7 @@ def test_one_prompt_cannot_be_split(tmp_path: Path) -> None:
 
 def test_a_side_without_pairs_is_said(tmp_path: Path) -> None:
     path, heldout = put(tmp_path / "a.jsonl", [row(1)]), put(tmp_path / "b.jsonl", [row(1)])
-    with pytest.raises(InputError, match=r"a.jsonl \(refused: 1 leak; .*\): no pair is left for train; give more rows"):
+    with pytest.raises(InputError, match=r"a.jsonl \(refused: 1 leak; .*\): no pair is left for train; name held-out"):
         run(path, tmp_path / "data", heldout=str(heldout))
 
 

@@ -35,7 +35,14 @@ def settings(folder: Path, *changes: str) -> Settings:
 def begin(folder: Path, *changes: str) -> Run:
     """A run that has come as far as its training."""
     run = curated(folder, *changes)
-    run.path("inputs.json").write_text("{}")
+    run.path("metrics.jsonl").write_text("")
+    return run
+
+
+def finish(folder: Path, *changes: str) -> Run:
+    """A run that has its verdict."""
+    run = begin(folder, *changes)
+    run.update_summary({"verdict": "better"})
     return run
 
 
@@ -71,7 +78,7 @@ def test_the_same_settings_open_it_again(tmp_path: Path) -> None:
 def test_another_number_of_threads_opens_it_too(tmp_path: Path) -> None:
     begin(tmp_path / "run", "threads=2")
     with open_run(settings(tmp_path / "run", "threads=1")) as run:
-        assert run.settings().threads == 2
+        assert (run.settings().threads, run.changed) == (1, ())
 
 
 def test_a_moved_run_opens_at_its_new_place(tmp_path: Path) -> None:
@@ -91,7 +98,7 @@ def test_a_moved_run_opens_at_its_new_place(tmp_path: Path) -> None:
     ],
 )
 def test_another_run_is_refused_and_the_difference_is_named(tmp_path: Path, change: str, first: str) -> None:
-    begin(tmp_path / "run")
+    finish(tmp_path / "run")
     before = (tmp_path / "run" / "config.json").read_bytes()
     assert first in refusal(tmp_path / "run", change)
     assert (tmp_path / "run" / "config.json").read_bytes() == before
@@ -110,6 +117,20 @@ def test_curated_data_takes_other_settings_of_the_later_stages(tmp_path: Path, c
     curated(tmp_path / "run")
     with open_run(settings(tmp_path / "run", change)) as run:
         assert to_json(run.settings()) == to_json(settings(tmp_path / "run", change))
+        assert change.partition("=")[0] in {said.partition(" was ")[0] for said in run.changed}
+
+
+@pytest.mark.parametrize("change", ["model.adapter=lora", "loss.name=ipo", "train.epochs=2", "seed=1"])
+def test_the_first_step_fixes_the_settings_of_training(tmp_path: Path, change: str) -> None:
+    begin(tmp_path / "run")
+    assert f"{change.partition('=')[0]} was" in refusal(tmp_path / "run", change)
+
+
+def test_a_trained_run_may_be_evaluated_in_another_way(tmp_path: Path) -> None:
+    begin(tmp_path / "run")
+    with open_run(settings(tmp_path / "run", "evaluate.batch_size=8")) as run:
+        assert run.changed == ("evaluate.batch_size was 96, now 8",)
+        assert run.settings().evaluate.batch_size == 8
 
 
 def test_a_run_that_got_nowhere_is_begun_anew(tmp_path: Path) -> None:

@@ -56,10 +56,11 @@ def step_count(count: int, *, pairs_per_step: int, epochs: float, max_steps: int
 class Order:
     """Which pairs each optimizer step trains on: every epoch all of them once, every step a cross-section of them.
 
-    The pairs are sorted by how many tokens longer chosen is than rejected and cut into `pairs_per_step` strata; a step
-    has one of each, drawn at random (stratified sampling). In a plain shuffle the first steps of a small set may hold
-    much shorter chosen responses than the rest, and length is then learned before anything else. A function of its
-    arguments and the step alone, so a resumed run finds its place again.
+    The pairs are sorted by how many tokens longer chosen is than rejected and cut into `pairs_per_step` strata; a
+    step has one of each, drawn at random (stratified sampling); a short last step has none of the highest strata.
+    In a plain shuffle the first steps of a small set may hold much shorter chosen responses than the rest, and
+    length is then learned before anything else. A function of its arguments and the step alone, so a resumed run
+    finds its place again.
 
     >>> pairs = [TokenizedPair("", (1,), (2,) * i, (3,), (True,) * i, (True,)) for i in range(1, 7)]
     >>> [sorted(len(pairs[i].chosen) > 3 for i in Order(pairs, pairs_per_step=2, seed=0).step(s)) for s in range(3)]

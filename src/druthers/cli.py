@@ -157,9 +157,8 @@ def interval(found: dict[str, Any] | None) -> str:
 
 def headline(result: dict[str, Any]) -> Table:
     """The table at the end of a run."""
-    table = Table(
-        show_header=False, title=escape(result.get("text", "")), title_justify="left", title_style="bold", min_width=60
-    )
+    table = Table(Column(), Column(overflow="fold"), show_header=False, min_width=60, title_justify="left")
+    table.title, table.title_style = escape(result.get("text", "")), "bold"
     heldout, train = result.get("heldout", {}), result.get("train", {})
     table.add_row("win rate, sampled answers", interval(result.get("win_rate")))
     table.add_row("win rate, greedy answers", interval(result.get("win_rate_greedy")))
@@ -177,7 +176,8 @@ def headline(result: dict[str, Any]) -> Table:
     )
     table.add_row("peak memory", f"{train.get('peak_memory_gib', 0):.2f} GiB")
     table.add_row("time", ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in result.get("seconds", {}).items()))
-    table.add_row("report", escape(str(result.get("report", "write it with `druthers report`"))))
+    page = Path(result["run"]) / "report.html"
+    table.add_row("report", escape(str(page)) if page.exists() else "write it with `druthers report`")
     return table
 
 
@@ -451,6 +451,7 @@ def check_table(result: dict[str, Any]) -> Table:
     return table
 
 
+STAGES = {"align", "curate", "train", "evaluate", "report"}
 CTRL_C = 130
 """The exit code typer gives a KeyboardInterrupt."""
 
@@ -471,7 +472,8 @@ def main() -> None:
     except SystemExit as end:
         if end.code != CTRL_C:
             raise
-        fail("stopped; what was finished is kept, and the same command continues", code=CTRL_C)
+        kept = "; what was finished is kept, and the same command continues"
+        fail("stopped" + (kept if set(sys.argv[1:2]) <= STAGES else ""), code=CTRL_C)
     except RuntimeError as error:
         stop_or_raise(error)
     finally:

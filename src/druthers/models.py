@@ -528,6 +528,8 @@ def save_folder(loaded: Loaded, folder: Path, *, card: str) -> None:
         plain.save_pretrained(partial)
         loaded.tokenizer.save_pretrained(partial)
         (partial / "README.md").write_text(card, encoding="utf-8")
+        for weights in partial.glob("*.safetensors"):  # the library makes them readable by their owner alone
+            weights.chmod((partial / "README.md").stat().st_mode)
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import hashlib
@@ -15,7 +16,7 @@ import transformers
 
 from druthers import models, storage
 from druthers.config import ModelSettings, Settings
-from druthers.curate import curate
+from druthers.curate import curate, fingerprint
 from druthers.evaluate import evaluate
 from druthers.judges import load_rubric
 from druthers.models import Loaded
@@ -83,7 +84,9 @@ def timed(run: Run, stage: str, *, since: float) -> None:
 
 def curate_stage(run: Run, settings: Settings, *, screen: Screen) -> dict[str, Any]:
     """data/train.jsonl, heldout.jsonl, rejected.jsonl and summary.json; returns the summary."""
-    if not run.has("data/summary.json"):
+    if run.changed:
+        screen.say(f"  changed since the last session: {'; '.join(run.changed)}")
+    if not run.has("data/summary.json") or outdated(run, settings, screen=screen):
         screen.stage("curate")
         since = time.monotonic()
         tokenizer = models.load_tokenizer(settings.model)
@@ -104,6 +107,17 @@ def curate_stage(run: Run, settings: Settings, *, screen: Screen) -> dict[str, A
         cut = f"{found['cut']['chosen']:,} chosen, {found['cut']['rejected']:,} rejected responses"
         screen.say(f"  cut to {settings.data.max_response} tokens: {cut}")
     return found
+
+
+def outdated(run: Run, settings: Settings, *, screen: Screen) -> bool:
+    """Whether the pairs changed after they were curated and no step has used them yet."""
+    if run.has(TRAINING):
+        return False
+    with contextlib.suppress(InputError):
+        if run.json("data/summary.json")["source_sha256"] != fingerprint(settings.data):
+            screen.say(f"  {settings.data.pairs} has changed since it was curated, so it is read again")
+            return True
+    return False
 
 
 def read_pairs(run: Run, part: str, tokenizer: Any, settings: Settings) -> list[TokenizedPair]:

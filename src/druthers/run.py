@@ -21,9 +21,11 @@ from druthers.storage import sha256, write_json, write_text
 CONFIG = "config.json"
 LOCK = ".lock"
 CURATED = "data/summary.json"
-TRAINING = "inputs.json"
+TRAINING = "metrics.jsonl"
 FREE = ("run", "threads")
 OF_CURATION = ("seed", "data.", "model.path", "model.revision")
+OF_TRAINING = (*OF_CURATION, "model.", "loss.", "train.")
+ANY = ("",)
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Run:
     """One run directory. Paths are relative to it; JSON files are replaced whole, `metrics.jsonl` is appended to."""
 
     folder: Path
+    changed: tuple[str, ...] = ()
+    """Settings that differ from those of the session before: 'key was this, now that'."""
 
     def path(self, name: str) -> Path:
         """A file or folder of the run; its parent folder is made."""
@@ -75,6 +79,14 @@ class Run:
         write_json(self.path("summary.json"), whole)
         return whole
 
+    def fixed(self) -> tuple[str, ...]:
+        """How the dotted keys begin whose settings some stage has used."""
+        if not self.has(CURATED):
+            return ()
+        if not self.has(TRAINING):
+            return OF_CURATION
+        return ANY if "verdict" in self.summary() else OF_TRAINING
+
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
         if not self.has("metrics.jsonl"):
@@ -99,19 +111,24 @@ def merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 def open_run(settings: Settings) -> Iterator[Run]:
     """Start a run in `settings.run`, or open the same run again to continue it.
 
-    Each stage fixes the settings it has used: nothing before the data is curated, then those of the data, all once
-    training has begun. Raises InputError when the folder holds something else, a run with other settings (the first
-    difference is named), or is open in another process.
+    A stage fixes the settings it has used: curation those of the data, the first training step those of the training,
+    the verdict all; the others may still change, and `changed` says which did. Raises InputError when the folder holds
+    something else, a run with other settings (the first difference is named), or is open in another process.
     """
     folder = make_folder(settings.run)
     with locked(folder):
         sweep(folder)
         run = Run(folder)
-        if run.has(CONFIG) and run.has(CURATED):
-            refuse_other(run, settings, fixed=("",) if run.has(TRAINING) else OF_CURATION)
-        if not run.has(TRAINING):
+        changes = differences(run.settings(), settings) if run.has(CONFIG) and run.fixed() else {}
+        for key, change in changes.items():
+            if key.startswith(run.fixed()):
+                raise InputError(
+                    f"run directory {folder} holds another run ({change}); repeat the settings it was begun with, "
+                    "name another with run=FOLDER, or delete it"
+                )
+        if run.fixed() != ANY and not (run.has(CONFIG) and run.settings() == settings):
             write_text(run.path(CONFIG), to_json(settings))
-        yield run
+        yield Run(folder, changed=tuple(changes.values()))
 
 
 def make_folder(name: str) -> Path:
@@ -161,16 +178,11 @@ def locked(folder: Path) -> Iterator[IO[str]]:
         yield file
 
 
-def refuse_other(run: Run, settings: Settings, *, fixed: tuple[str, ...]) -> None:
-    """Settings whose dotted key begins like one of `fixed` must be the run's own; its folder and threads may change."""
-    old, new = (flat(json.loads(to_json(tree))) for tree in (run.settings(), settings))
-    for key in sorted(old.keys() | new.keys()):
-        was, is_ = old.get(key), new.get(key)
-        if key.startswith(fixed) and key not in FREE and was != is_:
-            raise InputError(
-                f"run directory {run.folder} holds another run ({key} was {was!r}, now {is_!r}); "
-                "name another with run=FOLDER, or delete it"
-            )
+def differences(was: Settings, now: Settings) -> dict[str, str]:
+    """Per dotted key that differs, what it was and is; where a run lies and its number of threads do not count."""
+    old, new = (flat(json.loads(to_json(tree))) for tree in (was, now))
+    keys = sorted(key for key in old.keys() | new.keys() if key not in FREE and old.get(key) != new.get(key))
+    return {key: f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in keys}
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

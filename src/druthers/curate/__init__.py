@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -38,6 +39,7 @@ class CurateSummary:
     """
 
     source: str
+    source_sha256: str | None
     heldout_source: str | None
     format: Form
     rows: int
@@ -81,6 +83,15 @@ def curate(settings: Settings, *, out: Path, tokenizer: Tokenizer, progress: Pro
         summary = _summarize(sides, held, main, source=source, given=data, ledger=ledger)
     storage.write_json(out / "summary.json", asdict(summary))
     return summary
+
+
+def fingerprint(data: DataSettings) -> str | None:
+    """One SHA-256 over the files the pairs come from, or None where they come from a URL; InputError for none."""
+    found = storage.locate(data.pairs)
+    paths = [path for path in (found.train, data.heldout or found.heldout) if path]
+    if any("://" in path for path in paths):
+        return None
+    return hashlib.sha256(" ".join(map(storage.sha256, paths)).encode()).hexdigest()
 
 
 def _fill(
@@ -221,10 +232,20 @@ def _deal(
     }
 
 
+REMEDIES = {
+    "small_margin": "lower data.least_margin (0 keeps every pair), or grade the pairs",
+    "leak": "name held-out pairs of other prompts in data.heldout, or leave it out and a share is held out",
+    "prompt_too_long": "raise data.max_prompt",
+}
+"""What to do where nothing is left, by the reason most rows were refused for."""
+
+
 def _check_filled(sides: dict[str, np.ndarray[Any, np.dtype[np.bool_]]], source: Source, ledger: Ledger) -> None:
     for side, path in (("train", source.train), ("heldout", source.heldout or source.train)):
         if not sides[side].any():
-            raise InputError(f"{_name(path, ledger)}: no pair is left for {side}; give more rows")
+            most = max(ledger.reasons, key=ledger.reasons.__getitem__, default="")
+            remedy = REMEDIES.get(most, "give more rows")
+            raise InputError(f"{_name(path, ledger)}: no pair is left for {side}; {remedy}")
 
 
 def _name(path: str, ledger: Ledger) -> str:
@@ -250,6 +271,7 @@ def _summarize(
     lengths = {name: table[:, i] for i, name in enumerate(("prompt", "chosen", "rejected"))}
     return CurateSummary(
         source=storage.shown(given.pairs),
+        source_sha256=fingerprint(given),
         heldout_source=storage.shown(given.heldout or given.pairs) if source.heldout else None,
         format=ledger.form,
         rows=ledger.rows,
