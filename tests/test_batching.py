@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -46,15 +48,17 @@ def pairs_of(contrasts: Sequence[int]) -> list[TokenizedPair]:
     return [TokenizedPair("", (1,), (2,) * a, (3,) * b, (True,) * a, (True,) * b) for a, b in sides]
 
 
+Kind = Literal["shuffled", "stratified"]
+KINDS = st.sampled_from(get_args(Kind))
 CONTRASTS = st.lists(st.integers(-40, 20), min_size=1, max_size=60)
 
 
 @LAW
-@given(CONTRASTS, st.integers(1, 20), SEEDS, st.integers(0, 3))
-def test_every_epoch_visits_every_pair_once(contrasts: list[int], size: int, seed: int, epoch: int) -> None:
+@given(CONTRASTS, KINDS, st.integers(1, 20), SEEDS, st.integers(0, 3))
+def test_every_epoch_visits_every_pair_once(contrasts: list[int], kind: Kind, size: int, seed: int, epoch: int) -> None:
     """Whole steps but the last, which may be short; none is empty."""
     per_epoch = step_count(len(contrasts), pairs_per_step=size, epochs=1, max_steps=None)
-    order = Order(pairs_of(contrasts), pairs_per_step=size, seed=seed)
+    order = Order(pairs_of(contrasts), kind=kind, pairs_per_step=size, seed=seed)
     steps = [order.step(epoch * per_epoch + i) for i in range(per_epoch)]
     assert Counter(i for step in steps for i in step) == Counter(range(len(contrasts)))
     assert all(len(step) == size for step in steps[:-1])
@@ -66,28 +70,46 @@ def test_every_epoch_visits_every_pair_once(contrasts: list[int], size: int, see
 def test_every_step_is_a_cross_section_of_the_length_contrasts(size: int, steps: int, seed: int, epoch: int) -> None:
     """With contrasts 0, 1, 2 and so on in any order, a step's k-th smallest lies in the k-th block of them."""
     contrasts = np.random.default_rng(seed).permutation(size * steps)
-    order = Order(pairs_of(contrasts.tolist()), pairs_per_step=size, seed=seed)
+    order = Order(pairs_of(contrasts.tolist()), kind="stratified", pairs_per_step=size, seed=seed)
     for step in order.epoch(epoch):
         assert [c // steps for c in sorted(contrasts[step])] == list(range(size))
 
 
 @LAW
-@given(CONTRASTS, SEEDS, st.integers(0, 9), st.integers(0, 99))
-def test_the_order_is_a_function_of_seed_and_step(contrasts: list[int], seed: int, step: int, noise: int) -> None:
+@given(CONTRASTS, KINDS, SEEDS, st.integers(0, 9), st.integers(0, 99))
+def test_the_order_is_a_function_of_seed_and_step(
+    contrasts: list[int], kind: Kind, seed: int, step: int, noise: int
+) -> None:
     """What was drawn before, here or elsewhere, does not matter."""
     pairs = pairs_of(contrasts)
-    order = Order(pairs, pairs_per_step=7, seed=seed)
+    order = Order(pairs, kind=kind, pairs_per_step=7, seed=seed)
     first = order.step(step)
     torch.manual_seed(noise)
     order.step(noise)
-    assert order.step(step) == first == Order(pairs, pairs_per_step=7, seed=seed).step(step)
+    assert order.step(step) == first == Order(pairs, kind=kind, pairs_per_step=7, seed=seed).step(step)
 
 
-def test_seeds_and_epochs_give_different_orders() -> None:
+@LAW
+@given(st.integers(2, 9), st.integers(1, 9), st.data())
+def test_a_short_last_step_favours_no_stratum(size: int, steps: int, data: st.DataObject) -> None:
+    """Over many epochs its pairs come from low and high contrasts alike; whole steps still have one of every block."""
+    left = data.draw(st.integers(1, size - 1))
+    order = Order(pairs_of(range(size * steps + left)), kind="stratified", pairs_per_step=size, seed=0)
+    epochs = [order.epoch(epoch) for epoch in range(60)]
+    assert all(len(epoch[-1]) == left for epoch in epochs)
+    middle = (size * steps + left - 1) / 2
+    assert abs(np.mean([np.mean(epoch[-1]) for epoch in epochs]) - middle) < 0.25 * (middle + 1)
+    for step in epochs[0][:-1]:
+        assert all(steps * k <= i < (steps + 1) * (k + 1) for k, i in enumerate(sorted(step)))
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_seeds_and_epochs_give_different_orders(kind: Kind) -> None:
     """Among 50 pairs no two of these agree, whether their contrasts differ or not."""
     for contrasts in ([0] * 50, range(50)):
         pairs = pairs_of(contrasts)
-        orders = [Order(pairs, pairs_per_step=8, seed=seed).epoch(epoch) for seed in range(4) for epoch in range(4)]
+        drawn = [Order(pairs, kind=kind, pairs_per_step=8, seed=seed) for seed in range(4)]
+        orders = [order.epoch(epoch) for order in drawn for epoch in range(4)]
         assert len({str(order) for order in orders}) == 16
 
 

@@ -10,12 +10,15 @@ import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from druthers.tokens import TokenizedPair
+
+Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,34 +57,49 @@ def step_count(count: int, *, pairs_per_step: int, epochs: float, max_steps: int
 
 
 class Order:
-    """Which pairs each optimizer step trains on: every epoch all of them once, every step a cross-section of them.
+    """Which pairs each optimizer step trains on: every epoch all of them once, whole steps but the last.
 
-    The pairs are sorted by how many tokens longer chosen is than rejected and cut into `pairs_per_step` strata; a
-    step has one of each, drawn at random (stratified sampling); a short last step has none of the highest strata.
-    In a plain shuffle the first steps of a small set may hold much shorter chosen responses than the rest, and
-    length is then learned before anything else. A function of its arguments and the step alone, so a resumed run
-    finds its place again.
+    'shuffled' leaves each step's mix to chance. 'stratified' makes each a cross-section by length contrast: the
+    pairs are sorted by how many tokens longer chosen is than rejected and cut into `pairs_per_step` strata, of
+    which a step has one pair each, drawn at random (a short last step has one each of some strata, also drawn). A
+    function of its arguments and the step alone, so a resumed run finds its place again.
 
     >>> pairs = [TokenizedPair("", (1,), (2,) * i, (3,), (True,) * i, (True,)) for i in range(1, 7)]
-    >>> [sorted(len(pairs[i].chosen) > 3 for i in Order(pairs, pairs_per_step=2, seed=0).step(s)) for s in range(3)]
+    >>> order = Order(pairs, kind="stratified", pairs_per_step=2, seed=0)
+    >>> [sorted(len(pairs[i].chosen) > 3 for i in order.step(s)) for s in range(3)]
     [[False, True], [False, True], [False, True]]
     """
 
-    def __init__(self, pairs: Sequence[TokenizedPair], *, pairs_per_step: int, seed: int) -> None:
+    def __init__(
+        self,
+        pairs: Sequence[TokenizedPair],
+        *,
+        pairs_per_step: int,
+        seed: int,
+        kind: Literal["shuffled", "stratified"] = "shuffled",
+    ) -> None:
         self.contrast = np.array([len(pair.chosen) - len(pair.rejected) for pair in pairs])
-        self.size, self.seed = pairs_per_step, seed
+        self.size, self.seed, self.kind = pairs_per_step, seed, kind
         self.drawn: tuple[int, list[list[int]]] = (-1, [])
 
     def epoch(self, epoch: int) -> list[list[int]]:
-        """Indices of the pairs, step by step; whole steps but the last, which may be short."""
+        """Indices of the pairs, step by step."""
         if self.drawn[0] != epoch:
             random = np.random.default_rng([self.seed, epoch])
-            shuffled = random.permutation(len(self.contrast))
-            ordered = shuffled[np.argsort(self.contrast[shuffled], kind="stable")]
-            strata = [random.permutation(part).tolist() for part in np.array_split(ordered, self.size)]
-            steps = [[part[s] for part in strata if s < len(part)] for s in range(len(strata[0]))]
-            self.drawn = (epoch, steps)
+            order = random.permutation(len(self.contrast))
+            if self.kind == "stratified":
+                order = self.strata(order, random)
+            steps = range(0, len(order), self.size)
+            self.drawn = (epoch, [order[start : start + self.size].tolist() for start in steps])
         return self.drawn[1]
+
+    def strata(self, shuffled: Indices, random: np.random.Generator) -> Indices:
+        """The pairs, step after step, one of each stratum; ties of contrast stay as shuffled."""
+        ordered = shuffled[np.argsort(self.contrast[shuffled], kind="stable")]
+        whole, left = divmod(len(ordered), self.size)
+        longer = random.permutation(np.arange(self.size) < left)
+        parts = [random.permutation(part) for part in np.split(ordered, np.cumsum(whole + longer)[:-1])]
+        return np.array([part[s] for s in range(whole + 1) for part in parts if s < len(part)])
 
     def step(self, step: int) -> list[int]:
         """Indices of the pairs that optimizer step `step` (from 0) trains on."""

@@ -102,6 +102,11 @@ class TrainSettings(Section):
     epochs: float = Field(1.0, gt=0, description="passes over the training pairs")
     max_steps: int | None = Field(None, ge=1, description="stop after this many optimizer steps")
     pairs_per_step: int = Field(16, ge=1, description="pairs in one optimizer step")
+    order: Literal["shuffled", "stratified"] = Field(
+        "shuffled",
+        description="'shuffled' leaves the mix of a step to chance; 'stratified' gives each step a cross-section "
+        "by how much longer chosen is than rejected",
+    )
     token_budget: int = Field(
         2048,
         ge=16,

@@ -377,7 +377,7 @@ def train(
     """
     t = settings.train
     loss, schedule = make_loss(settings, pairs, heldout), make_schedule(len(pairs), t)
-    order = Order(pairs, pairs_per_step=t.pairs_per_step, seed=settings.seed)
+    order = Order(pairs, kind=t.order, pairs_per_step=t.pairs_per_step, seed=settings.seed)
     used = used_pairs(pairs, schedule, order)
     chosen = reference.choose(t.reference, policy, [*used, *heldout], token_budget=t.token_budget, progress=scoring)
     course = Course(run, settings, crew_of(policy), pairs, order, heldout, chosen.scores, loss, note)
