@@ -6,6 +6,7 @@ import errno
 import gzip
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -146,7 +147,12 @@ def test_http_addresses_are_read_and_their_secrets_not_shown(tmp_path: Path, ser
     assert found(f"http://{served}/a.jsonl.gz?token=secret") == ROWS
     assert found(f"http://{served}/a.parquet") == [{"a": 1}, {"a": 2}]
     message = fault(f"http://{served}/none.jsonl?token=secret")
-    assert message == f"http://{served}/none.jsonl: cannot be read: HTTP Error 404: Not Found"
+    remedy = "check the address, or download the file and name your copy"
+    assert message == f"http://{served}/none.jsonl: cannot be read: HTTP Error 404: Not Found; {remedy}"
+    with socket.socket() as unheard:  # bound, but it does not listen
+        unheard.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{unheard.getsockname()[1]}/a.jsonl"
+        assert fault(address) == f"{address}: cannot be read: Connection refused; {remedy}"
     assert storage.shown("https://me:word@host/a.jsonl?sig=1") == "https://host/a.jsonl"
 
 

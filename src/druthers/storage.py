@@ -486,7 +486,8 @@ def _reading(path: str) -> Iterator[None]:
     except InputError:
         raise
     except _transport_faults() as error:
-        raise InputError(f"{shown(path)}: cannot be read: {_reason(error)}") from None
+        remedy = "; check the address, or download the file and name your copy" if "://" in path else ""
+        raise InputError(f"{shown(path)}: cannot be read: {_reason(error)}{remedy}") from None
     except ValueError as error:
         if "://" not in path or "rotocol" not in str(error):
             raise
@@ -500,6 +501,8 @@ def _transport_faults() -> tuple[type[Exception], ...]:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, urllib.error.URLError) and isinstance(error.reason, OSError):
+        error = error.reason
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
 
 
