@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from druthers.batching import Order, collate, plan, step_count
+from druthers.attention import Layout
+from druthers.batching import Order, Rung, by_prompt, collate, layout_of, plan, step_count
 from druthers.tokens import TokenizedPair
 
 LAW = settings(max_examples=30, deadline=None, derandomize=True)
@@ -163,3 +164,101 @@ def test_grades_are_exact(pairs: list[TokenizedPair]) -> None:
     assert batch.p_B.tolist() == [pair.p for pair in pairs]
     assert batch.margin_B.tolist() == [pair.margin for pair in pairs]
     assert batch.weight_B.tolist() == [pair.weight for pair in pairs]
+
+
+# ---------------------------------------------------------------- rows without padding
+
+PACKED = ("shared", "padding-free")
+FEW = st.lists(st.integers(3, 5), min_size=1, max_size=5).map(tuple)
+
+
+@st.composite
+def related(draw: st.DrawFn) -> list[TokenizedPair]:
+    """Pairs of a few prompts, whose responses often begin alike, are the same, or one the beginning of the other."""
+    prompts = draw(st.lists(FEW, min_size=1, max_size=3))
+    made = []
+    for _ in range(draw(st.integers(1, 8))):
+        chosen, rejected = draw(FEW), draw(FEW)
+        masks = [(*(draw(st.booleans()) for _ in ids[1:]), True) for ids in (chosen, rejected)]
+        made.append(TokenizedPair("", draw(st.sampled_from(prompts)), chosen, rejected, *masks))
+    return made
+
+
+def contexts(layout: Layout, ids: list[int]) -> list[tuple[int, ...]]:
+    """What every place of a row has read, itself included: the prefix of its tree and its branch."""
+    found: list[tuple[int, ...]] = []
+    at = 0
+    for tree in layout:
+        prefix = tuple(ids[at : at + tree.prefix])
+        found += [prefix[: i + 1] for i in range(tree.prefix)]
+        at += tree.prefix
+        for length in tree.branches:
+            branch = tuple(ids[at : at + length])
+            found += [prefix + branch[: i + 1] for i in range(length)]
+            at += length
+    assert at == len(ids)
+    return found
+
+
+@LAW
+@given(related(), st.sampled_from(PACKED))
+def test_every_scored_token_is_predicted_by_the_place_that_read_all_before_it(
+    pairs: list[TokenizedPair], rung: Rung
+) -> None:
+    """Read back from the tensors alone, for every cell, with positions that count what was read."""
+    batch = collate(pairs, pad_id=2, rung=rung)
+    assert batch.layout is not None
+    (ids,), (positions,) = batch.input_ids_ST.tolist(), batch.position_ids_ST.tolist()
+    read = contexts(batch.layout, ids)
+    assert positions == [len(context) - 1 for context in read]
+    for c, b in ((c, b) for c in (0, 1) for b in range(len(pairs))):
+        pair, response = pairs[b], int(batch.response_CB[c, b])
+        ids_cb, scored = ((pair.chosen, pair.chosen_scored), (pair.rejected, pair.rejected_scored))[c]
+        mine = batch.owner_N == response
+        found = [
+            (read[i], t) for i, t in zip(batch.gather_N[mine].tolist(), batch.target_N[mine].tolist(), strict=True)
+        ]
+        assert found == [(pair.prompt + ids_cb[:i], ids_cb[i]) for i, kept in enumerate(scored) if kept]
+        assert batch.length_CB[c, b] == sum(scored)
+    assert batch.owner_N.tolist() == sorted(batch.owner_N.tolist())
+    assert batch.tokens == sum(2 * len(p.prompt) + len(p.chosen) + len(p.rejected) for p in pairs)
+
+
+@LAW
+@given(related())
+def test_a_shared_row_holds_a_prompt_and_a_response_once(pairs: list[TokenizedPair]) -> None:
+    """One tree a prompt, one branch a different response, and nothing of them twice that all begin with."""
+    layout = layout_of(pairs, "shared")
+    groups = list(by_prompt(pairs).values())
+    assert len(layout) == len(groups)
+    for tree, group in zip(layout, groups, strict=True):
+        sides = {(p.chosen, p.chosen_scored) for p in (pairs[i] for i in group)}
+        sides |= {(p.rejected, p.rejected_scored) for p in (pairs[i] for i in group)}
+        assert len(tree.branches) == len(sides)
+        firsts = {ids[: tree.prefix - len(pairs[group[0]].prompt) + 1] for ids, _ in sides}
+        assert len(firsts) > 1 or any(length == 0 for length in tree.branches)
+
+
+@LAW
+@given(related(), st.integers(4, 60), st.integers(1, 3), st.sampled_from(PACKED))
+def test_a_packed_plan_covers_every_pair_once_within_the_budget(
+    pairs: list[TokenizedPair], budget: int, crew: int, rung: Rung
+) -> None:
+    """Pairs of one prompt stay together where it is shared; the crew has a whole number of micro-batches each."""
+    groups = plan(pairs, token_budget=budget * crew, crew=crew, rung=rung)
+    assert Counter(i for group in groups for i in group) == Counter(range(len(pairs)))
+    units = list(by_prompt(pairs).values()) if rung == "shared" else [[i] for i in range(len(pairs))]
+    assert all(any(set(unit) <= set(group) for group in groups) for unit in units)
+    for group in groups:
+        size = sum(tree.size for tree in layout_of([pairs[i] for i in group], rung))
+        assert size <= budget or any(set(unit) == set(group) for unit in units)
+    assert len(groups) % crew == 0 or len(groups) == len(units)
+
+
+def test_packed_micro_batches_are_of_like_size() -> None:
+    """The difference is at most one pair of the smallest: here 12 pairs of 10 to 21 tokens in four micro-batches."""
+    pairs = [TokenizedPair("", (i,), (2,) * n, (3,) * n, (True,) * n, (True,) * n) for i, n in enumerate(range(5, 17))]
+    groups = plan(pairs, token_budget=160, crew=2, rung="shared")
+    sizes = [sum(tree.size for tree in layout_of([pairs[i] for i in group], "shared")) for group in groups]
+    assert len(groups) == 4
+    assert max(sizes) - min(sizes) <= 11

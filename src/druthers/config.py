@@ -42,6 +42,11 @@ class ModelSettings(Section):
         "'auto' is bfloat16 where the machine multiplies it fast",
     )
     device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
+    layout: Literal["auto", "shared", "padding-free", "padded"] = Field(
+        "auto",
+        description="rows of tokens: 'shared' computes a prompt once for all its responses, 'padding-free' once for "
+        "each, 'padded' fills rows up; 'auto' is the first of them that this model computes exactly",
+    )
 
     @field_validator("adapter", mode="before")
     @classmethod

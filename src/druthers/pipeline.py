@@ -177,6 +177,7 @@ def note_inputs(run: Run, settings: Settings, policy: Loaded) -> None:
         device=str(policy.device),
         precision=str(policy.compute).removeprefix("torch."),
         attention=str(policy.causal.config._attn_implementation),
+        layout=policy.layout.text,
         threads=torch.get_num_threads(),
         torch_version=torch.__version__,
         transformers_version=transformers.__version__,
@@ -196,6 +197,7 @@ def say_plan(settings: Settings, policy: Loaded, pairs: list[TokenizedPair], *, 
         f"{policy.name}: {trained / 1e6:.1f} M weights trained ({'LoRA' if policy.adapted else 'all'}), "
         f"{str(policy.compute).removeprefix('torch.')} compute on {policy.device}, {torch.get_num_threads()} threads"
     )
+    screen.say(f"rows: {policy.layout.text}")
     screen.say(
         f"{total:,} steps of {t.pairs_per_step} pairs: {used:,} of {len(pairs):,} pairs, {tokens:,.0f} tokens each; "
         f"{settings.loss.name} loss, learning rate {t.learning_rate:g}"

@@ -198,7 +198,14 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def environment(
-    *, device: str, precision: str, attention: str, threads: int, torch_version: str, transformers_version: str
+    *,
+    device: str,
+    precision: str,
+    attention: str,
+    layout: str,
+    threads: int,
+    torch_version: str,
+    transformers_version: str,
 ) -> dict[str, Any]:
     """What the run ran on."""
     return {
@@ -212,6 +219,7 @@ def environment(
         "device": device,
         "precision": precision,
         "attention": attention,
+        "layout": layout,
         "commit": git("rev-parse", "HEAD").strip() or None,
     }
 

@@ -95,17 +95,20 @@ def answer_logps(answers: Sequence[Exchange], *, loaded: Loaded, token_budget: i
     pairs = [pair for _, pair in cells]
 
     def score(group: list[int]) -> None:
-        batch = collate([pairs[i] for i in group], pad_id=loaded.pad_id, device=loaded.device)
+        rung = loaded.layout.rung
+        batch = collate([pairs[i] for i in group], pad_id=loaded.pad_id, rung=rung, device=loaded.device)
         with torch.no_grad(), models.computing(loaded):
             logp_N = token_logps(loaded.scorer, batch).double().cpu().numpy()
-        parts = np.split(logp_N, np.cumsum(batch.length_CB.flatten().cpu().numpy())[:-1])
-        for row, (i, side) in enumerate((i, side) for side in (0, 1) for i in group):
-            where = cells[i][0][side]
-            if where is not None:
-                found[where] = parts[row]
+        parts = np.split(logp_N, np.cumsum(batch.length_R.cpu().numpy())[:-1])
+        for side, responses in enumerate(batch.response_CB.tolist()):
+            for i, response in zip(group, responses, strict=True):
+                where = cells[i][0][side]
+                if where is not None:
+                    found[where] = parts[response]
 
     crew = crew_size(loaded.device)
-    side_by_side(score, plan(pairs, token_budget=token_budget, crew=crew), workers=crew)
+    groups = plan(pairs, token_budget=token_budget, crew=crew, rung=loaded.layout.rung)
+    side_by_side(score, groups, workers=crew)
     return found
 
 

@@ -117,7 +117,7 @@ def run_pairs(
 
     def run(group: list[int], policy: Loaded) -> int:
         some = [pairs[i] for i in group]
-        batch = collate(some, pad_id=policy.pad_id, device=policy.device)
+        batch = collate(some, pad_id=policy.pad_id, rung=policy.layout.rung, device=policy.device)
         reference_CB = scores(batch, some, policy)
         with torch.set_grad_enabled(learn == "learn"):
             with computing(policy):
@@ -134,7 +134,7 @@ def run_pairs(
         loss_P[group] = loss_B.detach().cpu()
         return batch.tokens
 
-    groups = plan(pairs, token_budget=token_budget, crew=len(crew))
+    groups = plan(pairs, token_budget=token_budget, crew=len(crew), rung=crew[0].layout.rung)
 
     def share(member: int) -> int:
         return sum(run(group, crew[member]) for group in groups[member :: len(crew)])

@@ -24,7 +24,8 @@ from druthers.tokens import TokenizedPair
 Reference = Callable[[Batch, Sequence[TokenizedPair], Loaded], Tensor]
 """Batch, its pairs and the policy that runs them to reference log-probs of shape (2, B)."""
 
-LAYOUT = "padded-2"
+SCORER = "3"
+"""Version of everything between token ids and scores; raise it where scores change."""
 SAMPLE = 4
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
 """Most that two scorings of one model may differ, in nats a token: other batch shapes take other matrix kernels."""
@@ -40,7 +41,7 @@ def example_key(pair: TokenizedPair) -> str:
 
 def cache_path(reference: Loaded) -> Path:
     """The file that holds scores of this reference: named by weights, compute type, device kind and layout."""
-    basis = f"{reference.sha} {reference.compute} {reference.device.type} {LAYOUT}"
+    basis = f"{reference.sha} {reference.compute} {reference.device.type} {reference.layout.rung} {SCORER}"
     return cache_folder("reference") / f"{hashlib.sha256(basis.encode()).hexdigest()[:24]}.parquet"
 
 
