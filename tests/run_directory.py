@@ -467,7 +467,8 @@ def write_identity(folder: Path, *, rubric: str | None) -> None:
             "threads": 2,
             "device": "cpu",
             "precision": "bfloat16",
-            "attention": "sdpa",
+            "attention": "druthers",
+            "layout": "shared (within 4e-06 nat a token of plain rows)",
             "commit": sha("commit")[:40],
         },
     )

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from druthers import models
 from druthers.config import ModelSettings
+from druthers.crew import Crew, crew_of
 from druthers.losses import LOSSES, Loss
 from druthers.models import Loaded
 from druthers.records import Message, Pair, assistant, user
@@ -108,6 +109,11 @@ def plain_loss(policy: Any, base: Any, pairs: Sequence[Pair], of: Callable[..., 
     return total / weights
 
 
+def alone(policy: Loaded) -> Crew:
+    """The policy computes for itself."""
+    return Crew(policy, [policy], sums=[{}])
+
+
 def mean_loss(scored: Scored) -> float:
     """The objective of a step from its record."""
     weight_P = torch.tensor([pair.weight for pair in scored.pairs], dtype=torch.float64)
@@ -118,7 +124,7 @@ def learned(policy: Loaded, base: Loaded, loss: Loss, *, token_budget: int) -> t
     """Loss and gradients through the training path."""
     policy.model.zero_grad(set_to_none=True)
     scores = reference.live(base)
-    scored = run_pairs(tokenized(PAIRS), [policy], scores, loss, token_budget=token_budget, learn="learn")
+    scored = run_pairs(tokenized(PAIRS), alone(policy), scores, loss, token_budget=token_budget, learn="learn")
     return mean_loss(scored), {name: weight.grad.clone() for name, weight in policy.model.named_parameters()}
 
 
@@ -168,6 +174,15 @@ LORA = ModelSettings(adapter="lora", lora_rank=4)
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch on one thread, so that one member computes everything."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def two_threads() -> Iterator[None]:
     """As many threads as micro-batches run at once."""
     before = torch.get_num_threads()
@@ -184,14 +199,14 @@ def test_micro_batches_side_by_side_give_the_same_gradient_and_always_the_same_b
     loss, scores = LOSSES["sigmoid"](beta=BETA), reference.live(loaded(7, torch.float64))
     policy = loaded(0, torch.float64)
     value, grads = learned(policy, loaded(7, torch.float64), loss, token_budget=WIDE)
-    crew = models.crew_of(policy)
-    assert len(crew) == 2
+    crew = crew_of(policy)
+    assert len(crew.members) == 2
     found = []
     for _ in range(3):
         policy.model.zero_grad(set_to_none=True)
         scored = run_pairs(tokenized(PAIRS), crew, scores, loss, token_budget=budget, learn="learn")
         assert abs(mean_loss(scored) - value) / value <= 1e-10
-        assert all(weight.grad is None for weight in crew[1].model.parameters())
+        assert all(weight.grad is None for weight in crew.members[1].model.parameters())
         found.append({name: weight.grad.clone() for name, weight in policy.model.named_parameters()})
     assert max(distances(found[0], grads).values()) <= 1e-10
     assert all(torch.equal(other[name], grad) for other in found for name, grad in found[0].items())
@@ -201,7 +216,7 @@ def test_micro_batches_side_by_side_give_the_same_gradient_and_always_the_same_b
 def test_the_twin_of_a_policy_follows_its_weights(two_threads: None) -> None:
     """The optimizer moves one tensor, which both of them read."""
     for policy in (loaded(0, torch.float32), models.attach_adapter(loaded(0, torch.float32), LORA)):
-        first, second = (models.trainable(member) for member in models.crew_of(policy))
+        first, second = (models.trainable(member) for member in crew_of(policy).members)
         assert first.keys() == second.keys()
         with torch.no_grad():
             for weight in first.values():
@@ -211,13 +226,41 @@ def test_the_twin_of_a_policy_follows_its_weights(two_threads: None) -> None:
             assert second[name].data_ptr() == weight.data_ptr()
 
 
+@pytest.mark.parametrize("adapter", [None, LORA])
+def test_casting_the_weights_once_gives_the_bits_of_casting_them_in_every_forward(
+    adapter: ModelSettings | None, one_thread: None
+) -> None:
+    """bfloat16 compute: log-probs and gradients of a micro-batch, also after the weights moved."""
+    policy = replace(loaded(0, torch.float32), compute=torch.bfloat16)
+    if adapter is not None:
+        policy = models.attach_adapter(policy, adapter)
+    loss, scores = LOSSES["sigmoid"](beta=BETA), reference.live(loaded(7, torch.float32))
+    crew, draw = crew_of(policy), torch.Generator().manual_seed(0)
+    assert crew.casts
+    for _ in range(2):
+        with torch.no_grad():
+            for weight in models.trainable(policy).values():
+                weight.add_(torch.randn(weight.shape, generator=draw), alpha=0.05)
+        crew.follow()
+        found = []
+        for who in (crew, alone(policy)):
+            policy.model.zero_grad(set_to_none=True)
+            scored = run_pairs(tokenized(PAIRS), who, scores, loss, token_budget=WIDE, learn="learn")
+            found.append((scored.logp_CP, {name: w.grad.clone() for name, w in models.trainable(policy).items()}))
+        (ours_CP, grads), (plain_CP, expected) = found
+        assert torch.equal(ours_CP, plain_CP)
+        assert grads.keys() == expected.keys()
+        assert all(torch.equal(grad, expected[name]) for name, grad in grads.items())
+        assert all(grad.dtype == torch.float32 for grad in grads.values())
+
+
 def test_looking_leaves_no_gradient_and_gives_the_same_loss() -> None:
     """Evaluation runs the same code without the backward."""
     policy, base = loaded(0, torch.float32), loaded(7, torch.float32)
     loss = LOSSES["sigmoid"](beta=BETA)
     value, _ = learned(policy, base, loss, token_budget=WIDE)
     policy.model.zero_grad(set_to_none=True)
-    looked = run_pairs(tokenized(PAIRS), [policy], reference.live(base), loss, token_budget=WIDE, learn="look")
+    looked = run_pairs(tokenized(PAIRS), alone(policy), reference.live(base), loss, token_budget=WIDE, learn="look")
     assert mean_loss(looked) == value
     assert all(weight.grad is None for weight in policy.model.parameters())
 
@@ -228,7 +271,7 @@ def test_the_loss_is_log_two_where_the_policy_is_a_live_reference(budget: int) -
     policy = loaded(0, torch.float32)
     hard = [replace(pair, margin=0.0) for pair in tokenized(PAIRS)]
     scores = reference.live(models.second_copy(policy))
-    scored = run_pairs(hard, [policy], scores, LOSSES["sigmoid"](beta=BETA), token_budget=budget, learn="look")
+    scored = run_pairs(hard, alone(policy), scores, LOSSES["sigmoid"](beta=BETA), token_budget=budget, learn="look")
     assert torch.equal(scored.ratio_CP, torch.zeros_like(scored.ratio_CP))
     assert abs(mean_loss(scored) - math.log(2)) <= 1e-12
 
@@ -242,7 +285,7 @@ def test_the_packaged_model_starts_at_log_two() -> None:
     ]
     scores = reference.live(models.second_copy(policy))
     some, loss = tokenized(pairs, policy.tokenizer), LOSSES["sigmoid"](beta=BETA)
-    scored = run_pairs(some, [policy], scores, loss, token_budget=WIDE, learn="look")
+    scored = run_pairs(some, alone(policy), scores, loss, token_budget=WIDE, learn="look")
     assert abs(mean_loss(scored) - math.log(2)) <= 1e-6
     assert (scored.logp_CP < -1).all()
     assert policy.tokenizer.decode(some[1].chosen) == "Four.<|im_end|>"
@@ -262,7 +305,7 @@ def test_cache_adapter_and_copy_give_the_same_reference(
             weight.normal_(0, 0.2, generator=draw)
     plans.append(reference.choose("cache", policy, pairs, token_budget=WIDE))
     loss = LOSSES["sigmoid"](beta=BETA)
-    crew = models.crew_of(policy)
+    crew = crew_of(policy)
     found = [run_pairs(pairs, crew, plan.scores, loss, token_budget=WIDE, learn="look") for plan in plans]
     references = [scored.logp_CP - scored.ratio_CP for scored in found]
     expected = models.score_pairs(loaded(0, torch.float32), pairs, token_budget=WIDE)

@@ -263,10 +263,16 @@ def test_merging_keeps_the_new_and_loses_nothing_old(old: dict[str, Any], new: d
 
 def test_the_run_notes_where_it_ran(tmp_path: Path) -> None:
     note = environment(
-        device="cpu", precision="float32", attention="sdpa", threads=1, torch_version="2", transformers_version="5"
+        device="cpu",
+        precision="float32",
+        attention="sdpa",
+        layout="padded",
+        threads=1,
+        torch_version="2",
+        transformers_version="5",
     )
     expected = {"druthers", "python", "torch", "transformers", "platform", "cpu", "threads", "device", "precision"}
-    assert note.keys() == expected | {"attention", "commit"}
+    assert note.keys() == expected | {"attention", "layout", "commit"}
     note_code(Run(tmp_path))
     assert (tmp_path / "code.diff").is_file()
     assert input_note("x", tmp_path / "code.diff")["path"] == "x"

@@ -136,8 +136,16 @@ def gather(row_KTD: Tensor, seen: tuple[Span, ...]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
+def weigh(score_KGQS: Tensor, sink_KG: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Softmax over the keys, and the weight (K, G, Q) that went to the sink where there is one."""
+    if sink_KG is None:
+        return score_KGQS.softmax(-1), None
+    lost_KGQ = torch.sigmoid(sink_KG[..., None].to(score_KGQS.dtype) - score_KGQS.logsumexp(-1))
+    return score_KGQS.softmax(-1).mul_(1 - lost_KGQ[..., None]), lost_KGQ
+
+
 class BlockAttention(torch.autograd.Function):
-    """softmax(scale q k^T) v block by block, as plain matrix products; the backward makes the scores again.
+    """softmax(scale q k^T) v block by block, as plain matrix products; the backward makes the weights again.
 
     In bfloat16 on a CPU this takes a fifth to a half of the time of torch's own fused attention, most of it in the
     backward. Products are in the type of the inputs, softmax and sums of gradients in float32. A sink is a score
@@ -156,51 +164,43 @@ class BlockAttention(torch.autograd.Function):
     ) -> Tensor:
         K, G, T, D = query_KGTD.shape
         out_TKGD = query_KGTD.new_empty(T, K, G, value_KTD.shape[-1])
-        lse_KGT = torch.empty(
-            K, G, T, dtype=torch.promote_types(query_KGTD.dtype, torch.float32), device=key_KTD.device
-        )
         for block in blocks(layout, window=terms.window):
             here = slice(block.start, block.stop)
             rows_KQD = query_KGTD[:, :, here].reshape(K, -1, D)
-            score_KGQS = score(rows_KQD, gather(key_KTD, block.seen), terms, groups=G)
-            lse_KGQ = score_KGQS.logsumexp(-1)
-            if sink_KG is not None:
-                lse_KGQ = torch.logaddexp(lse_KGQ, sink_KG[..., None].to(lse_KGQ.dtype))
-            weight_KQS = score_KGQS.sub_(lse_KGQ[..., None]).exp_().flatten(1, 2).to(key_KTD.dtype)
-            found_KQD = torch.bmm(weight_KQS, gather(value_KTD, block.seen))
+            weight_KGQS, _ = weigh(score(rows_KQD, gather(key_KTD, block.seen), terms, groups=G), sink_KG)
+            found_KQD = torch.bmm(weight_KGQS.flatten(1, 2).to(key_KTD.dtype), gather(value_KTD, block.seen))
             out_TKGD[here] = found_KQD.view(K, G, -1, found_KQD.shape[-1]).permute(2, 0, 1, 3)
-            lse_KGT[:, :, here] = lse_KGQ
-        ctx.save_for_backward(query_KGTD, key_KTD, value_KTD, sink_KG, out_TKGD, lse_KGT)
+        ctx.save_for_backward(query_KGTD, key_KTD, value_KTD, sink_KG, out_TKGD)
         ctx.layout, ctx.terms = layout, terms
         return out_TKGD
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        query_KGTD, key_KTD, value_KTD, sink_KG, out_TKGD, lse_KGT = ctx.saved_tensors
+        query_KGTD, key_KTD, value_KTD, sink_KG, out_TKGD = ctx.saved_tensors
         K, G, _, D = query_KGTD.shape
         kind, terms = query_KGTD.dtype, ctx.terms
+        wide = torch.promote_types(kind, torch.float32)
         d_query = torch.empty_like(query_KGTD)
-        d_key, d_value = (torch.zeros_like(x, dtype=lse_KGT.dtype) for x in (key_KTD, value_KTD))
-        dot_KGT = torch.linalg.vecdot(grads[0].to(lse_KGT.dtype), out_TKGD.to(lse_KGT.dtype)).permute(1, 2, 0)
+        d_key, d_value = (torch.zeros_like(x, dtype=wide) for x in (key_KTD, value_KTD))
+        d_sink = None if sink_KG is None else torch.zeros_like(sink_KG, dtype=wide)
+        dot_KGT = torch.linalg.vecdot(grads[0].to(wide), out_TKGD.to(wide)).permute(1, 2, 0)
         for block in blocks(ctx.layout, window=terms.window):
             here = slice(block.start, block.stop)
             rows_KQD = query_KGTD[:, :, here].reshape(K, -1, D)
             key_KSD, value_KSD = gather(key_KTD, block.seen), gather(value_KTD, block.seen)
             d_out_KQD = grads[0][here].permute(1, 2, 0, 3).reshape(K, -1, value_KTD.shape[-1]).to(kind)
             score_KGQS = score(rows_KQD, key_KSD, terms, groups=G)
-            slope = None if terms.softcap is None else 1 - (score_KGQS / terms.softcap).square_()
-            weight_KGQS = score_KGQS.sub_(lse_KGT[:, :, here, None]).exp_()
-            d_score = torch.bmm(d_out_KQD, value_KSD.transpose(1, 2)).view_as(weight_KGQS).to(lse_KGT.dtype)
+            weight_KGQS, lost_KGQ = weigh(score_KGQS, sink_KG)
+            d_score = torch.bmm(d_out_KQD, value_KSD.transpose(1, 2)).view_as(weight_KGQS).to(wide)
             d_score.sub_(dot_KGT[:, :, here, None]).mul_(weight_KGQS).mul_(terms.scale)
-            if slope is not None:
-                d_score.mul_(slope.nan_to_num_(0.0, neginf=0.0))
+            if terms.softcap is not None:
+                d_score.mul_((1 - (score_KGQS / terms.softcap).square_()).nan_to_num_(0.0, neginf=0.0))
             d_score_KQS = d_score.flatten(1, 2).to(kind)
             d_query[:, :, here] = torch.bmm(d_score_KQS, key_KSD).view(K, G, -1, D)
             spread(d_key, torch.bmm(d_score_KQS.transpose(1, 2), rows_KQD), block.seen)
             spread(d_value, torch.bmm(weight_KGQS.flatten(1, 2).to(kind).transpose(1, 2), d_out_KQD), block.seen)
-        d_sink = None
-        if sink_KG is not None:
-            d_sink = -((sink_KG[..., None] - lse_KGT).exp() * dot_KGT).sum(-1).to(sink_KG.dtype)
+            if d_sink is not None and lost_KGQ is not None:
+                d_sink.sub_((lost_KGQ * dot_KGT[:, :, here]).sum(-1))
         return d_query, d_key.to(kind), d_value.to(kind), d_sink, None, None
 
 

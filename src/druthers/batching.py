@@ -138,7 +138,7 @@ def plan(pairs: Sequence[TokenizedPair], *, token_budget: int, crew: int = 1, ru
     """
     if rung == "padded":
         return plan_padded(pairs, token_budget=token_budget, crew=crew)
-    return plan_packed(pairs, token_budget=token_budget // crew, crew=crew, rung=rung)
+    return plan_packed(pairs, token_budget=max(1, token_budget // crew), crew=crew, rung=rung)
 
 
 def plan_packed(pairs: Sequence[TokenizedPair], *, token_budget: int, crew: int, rung: Rung) -> list[list[int]]:

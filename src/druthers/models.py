@@ -444,31 +444,6 @@ def second_copy(loaded: Loaded) -> Loaded:
     return replace(loaded, model=twin)
 
 
-def crew_of(policy: Loaded) -> list[Loaded]:
-    """The policy and, where micro-batches run side by side, twins: the same weights, gradients of their own."""
-    return [policy, *(twin(policy) for _ in range(crew_size(policy.device) - 1))]
-
-
-def twin(loaded: Loaded) -> Loaded:
-    """A second module tree over the very same weights, each trainable one with a gradient of its own."""
-    weights: dict[int, Any] = {
-        id(weight): nn.Parameter(weight.detach()) if weight.requires_grad else weight
-        for weight in loaded.model.parameters()
-    }
-    return replace(loaded, model=copy.deepcopy(loaded.model, weights))
-
-
-def gather_gradients(crew: Sequence[Loaded]) -> None:
-    """Add the gradients of the twins to those of the first, in the order of the crew, and clear them."""
-    own = trainable(crew[0])
-    for other in crew[1:]:
-        for name, weight in trainable(other).items():
-            if weight.grad is not None:
-                mine = own[name].grad
-                own[name].grad = weight.grad if mine is None else mine.add_(weight.grad)
-                weight.grad = None
-
-
 @contextlib.contextmanager
 def adapter_off(loaded: Loaded) -> Iterator[Loaded]:
     """The base model underneath the adapter, for the time of the block."""

@@ -23,9 +23,10 @@ from torch import Tensor
 
 from druthers.batching import Order, collate, plan, step_count
 from druthers.config import Settings, TrainSettings
+from druthers.crew import Crew, crew_of
 from druthers.logprobs import pair_logps
 from druthers.losses import LOSSES, Loss, PairTerms
-from druthers.models import Loaded, computing, crew_of, gather_gradients, trainable
+from druthers.models import Loaded, computing, trainable
 from druthers.records import InputError, Outcome
 from druthers.run import Run
 from druthers.storage import replacing
@@ -99,7 +100,7 @@ def make_optimizer(policy: Loaded, settings: TrainSettings) -> torch.optim.AdamW
 
 def run_pairs(
     pairs: Sequence[TokenizedPair],
-    crew: Sequence[Loaded],
+    crew: Crew,
     scores: Reference,
     loss: Loss,
     *,
@@ -115,7 +116,8 @@ def run_pairs(
     logp_CP, ratio_CP, length_CP = (torch.zeros(2, len(pairs), dtype=torch.float64) for _ in range(3))
     loss_P = torch.zeros(len(pairs), dtype=torch.float64)
 
-    def run(group: list[int], policy: Loaded) -> int:
+    def run(group: list[int], member: int) -> int:
+        policy = crew.members[member]
         some = [pairs[i] for i in group]
         batch = collate(some, pad_id=policy.pad_id, rung=policy.layout.rung, device=policy.device)
         reference_CB = scores(batch, some, policy)
@@ -128,19 +130,21 @@ def run_pairs(
             loss_B = loss.of(policy_CB, reference_CB, terms)
             if learn == "learn" and weight_sum > 0:
                 ((loss_B * batch.weight_B).sum() / weight_sum).backward()  # type: ignore[no-untyped-call]
+                crew.collect(member)
         logp_CP[:, group] = policy_CB.detach().cpu()
         ratio_CP[:, group] = (policy_CB.detach() - reference_CB).cpu()
         length_CP[:, group] = batch.length_CB.double().cpu()
         loss_P[group] = loss_B.detach().cpu()
         return batch.tokens
 
-    groups = plan(pairs, token_budget=token_budget, crew=len(crew), rung=crew[0].layout.rung)
+    count = len(crew.members)
+    groups = plan(pairs, token_budget=token_budget, crew=count, rung=crew.policy.layout.rung)
 
     def share(member: int) -> int:
-        return sum(run(group, crew[member]) for group in groups[member :: len(crew)])
+        return sum(run(group, member) for group in groups[member::count])
 
-    tokens = sum(side_by_side(share, range(min(len(crew), len(groups))), workers=len(crew)))
-    gather_gradients(crew)
+    tokens = sum(side_by_side(share, range(min(count, len(groups))), workers=count))
+    crew.gather()
     return Scored(pairs, logp_CP, ratio_CP, length_CP, loss_P, tokens)
 
 
@@ -333,7 +337,7 @@ class Course:
 
     run: Run
     settings: Settings
-    crew: Sequence[Loaded]
+    crew: Crew
     pairs: Sequence[TokenizedPair]
     order: Order
     heldout: Sequence[TokenizedPair]
@@ -344,7 +348,7 @@ class Course:
     @property
     def policy(self) -> Loaded:
         """The model being trained."""
-        return self.crew[0]
+        return self.crew.policy
 
     def epoch(self, step: int) -> float:
         """Passes over the training pairs after `step` steps."""
@@ -380,12 +384,12 @@ def train(
     order = Order(pairs, kind=t.order, pairs_per_step=t.pairs_per_step, seed=settings.seed)
     used = used_pairs(pairs, schedule, order)
     chosen = reference.choose(t.reference, policy, [*used, *heldout], token_budget=t.token_budget, progress=scoring)
-    course = Course(run, settings, crew_of(policy), pairs, order, heldout, chosen.scores, loss, note)
     optimizer = make_optimizer(policy, t)
     found = checkpoint.latest(run.folder)
     position = checkpoint.restore(found, policy, optimizer) if found else Position()
     if found:
         checkpoint.settle(run.folder, position, metric=t.best_metric)
+    course = Course(run, settings, crew_of(policy), pairs, order, heldout, chosen.scores, loss, note)
     if position.step < schedule.total or run.has(OUTCOME_LOG):
         position = finish(course, schedule, position, optimizer)
         write_outcomes(run)
@@ -430,6 +434,7 @@ def advance(
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
+    course.crew.follow()
     optimizer.zero_grad(set_to_none=True)
     row = {"step": step, "split": "train", "epoch": course.epoch(step), "learning_rate": rate, "grad_norm": norm}
     row |= metrics_of(scored, beta=course.settings.loss.beta)
