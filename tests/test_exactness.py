@@ -173,22 +173,22 @@ def test_loss_and_gradients_do_not_depend_on_the_micro_batches(name: str) -> Non
 LORA = ModelSettings(adapter="lora", lora_rank=4)
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """torch on one thread, so that one member computes everything."""
+def on_threads(count: int) -> Iterator[None]:
+    """torch on so many threads for the time of a test: as many members compute, up to two."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    yield from on_threads(1)
 
 
 @pytest.fixture
 def two_threads() -> Iterator[None]:
-    """As many threads as micro-batches run at once."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+    yield from on_threads(2)
 
 
 @pytest.mark.parametrize("budget", [NARROW, 700])

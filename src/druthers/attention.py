@@ -18,7 +18,7 @@ from torch import Tensor, nn
 NAME = "druthers"
 """Name of `attend` in transformers' registry, which has no mask function of that name, so that no mask is built."""
 BLOCK = 128
-"""Queries that are worked on at once: with their keys they stay in a core's cache."""
+"""Queries that are worked on at once; no more rows of scores than these are alive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +48,6 @@ class Block:
     start: int
     stop: int
     seen: tuple[tuple[int, int], ...]
-
-    @property
-    def keys(self) -> int:
-        """S, the number of keys."""
-        return sum(stop - start for start, stop in self.seen)
 
 
 @functools.lru_cache(maxsize=64)
@@ -147,9 +142,9 @@ def weigh(score_KGQS: Tensor, sink_KG: Tensor | None) -> tuple[Tensor, Tensor | 
 class BlockAttention(torch.autograd.Function):
     """softmax(scale q k^T) v block by block, as plain matrix products; the backward makes the weights again.
 
-    In bfloat16 on a CPU this takes a fifth to a half of the time of torch's own fused attention, most of it in the
-    backward. Products are in the type of the inputs, softmax and sums of gradients in float32. A sink is a score
-    that every query of a head has beside those of its keys, without a value (GPT-OSS).
+    On a CPU torch's fused attention is slow in bfloat16, most of all its backward (docs/log.md has times). Products
+    are in the type of the inputs, softmax and sums of gradients in float32. A sink is a score that every query of a
+    head has beside those of its keys, without a value (GPT-OSS).
     """
 
     @staticmethod
