@@ -5,8 +5,10 @@
     python scripts/build_brand_voice.py --keep-candidates         # the rubric changed: judge and split again
 
 The answers are those of `druthers sample` and the training pairs those of `druthers judge`; this script only fixes
-their settings, leaves out answers that hold control tokens, splits by prompt, and counts. A held-out pair is the best
-against the worst answer of its prompt, whatever the two look like: what is measured is not picked to be learned easily.
+their settings, leaves out answers that hold control tokens, splits by prompt, and counts. The held-out prompts have a
+file of their own, written after the recipe was settled; a tenth of the others are for its development and never
+trained on. A pair of either is the best against the worst answer of its prompt, whatever the two look like: what is
+measured is not picked to be learned easily.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -36,8 +38,10 @@ BATCH_SIZE = 32
 MARGIN_SCALE = 1.0
 MOST = 1
 LENGTH_COST = 0.0
-HELDOUT_SHARE = 0.1
+DEVELOPMENT_SHARE = 0.1
 LARGEST = 3_000_000
+PARTS = ("", "heldout_")
+"""What the names of the files begin with: prompts to train on and try the recipe on, and those held out."""
 
 
 class Log:
@@ -87,25 +91,30 @@ def build(out: Path, *, limit: int | None, seed: int, keep: bool) -> None:
     """Sample, judge, split, count."""
     log = Log()
     out.mkdir(parents=True, exist_ok=True)
-    candidates = out / "candidates.jsonl.gz"
     if not keep:
         log.stage("sample")
-        sample(candidates, limit=limit, seed=seed, log=log)
+        for part in PARTS:
+            sample(HOME / f"{part}prompts.jsonl", out / f"{part}candidates.jsonl.gz", limit=limit, seed=seed, log=log)
     log.stage("judge")
-    rows = list(storage.read(str(candidates), Candidates))
-    held = {row.prompt_id: draw(row.prompt, seed=0) < HELDOUT_SHARE * WHOLE for row in rows}
-    learn(out, [row for row in rows if not held[row.prompt_id]], log=log)
-    rubric = load_rubric("brand-voice")
-    rated = [rate(rubric, row) for row in rows if held[row.prompt_id]]
-    pairs = [pair for row in rated for pair in pairs_from_ranking(row, margin_scale=MARGIN_SCALE, most=1)]
-    storage.write(out / "heldout.jsonl.gz", pairs)
+    rows, held = (list(storage.read(str(out / f"{part}candidates.jsonl.gz"), Candidates)) for part in PARTS)
+    apart = {row.prompt_id for row in rows if draw(row.prompt, seed=0) < DEVELOPMENT_SHARE * WHOLE}
+    learn(out, [row for row in rows if row.prompt_id not in apart], log=log)
+    measure(out / "development.jsonl.gz", [row for row in rows if row.prompt_id in apart])
+    measure(out / "heldout.jsonl.gz", held)
     report(out, log=log)
 
 
-def sample(candidates: Path, *, limit: int | None, seed: int, log: Log) -> None:
+def measure(out: Path, rows: list[Candidates]) -> None:
+    """The best answer to each prompt against the worst."""
+    rubric = load_rubric("brand-voice")
+    rated = [rate(rubric, row) for row in rows]
+    storage.write(out, [pair for row in rated for pair in pairs_from_ranking(row, margin_scale=MARGIN_SCALE, most=1)])
+
+
+def sample(prompts: Path, candidates: Path, *, limit: int | None, seed: int, log: Log) -> None:
     """Answers of the default model to every prompt."""
     pipeline.sample(
-        str(HOME / "prompts.jsonl"),
+        str(prompts),
         candidates,
         model=ModelSettings(),
         samples=SAMPLES,
@@ -157,20 +166,19 @@ def learn(out: Path, rows: list[Candidates], *, log: Log) -> None:
 def report(out: Path, *, log: Log) -> None:
     """Counts for the data card, under the names it uses, and how the rubric spreads the answers."""
     rubric, tokenizer = load_rubric("brand-voice"), models.load_tokenizer(ModelSettings())
-    rated = [rate(rubric, row) for row in storage.read(str(out / "candidates.jsonl.gz"), Candidates)]
-    train = list(storage.read(str(out / "train.jsonl.gz"), Pair))
-    heldout = list(storage.read(str(out / "heldout.jsonl.gz"), Pair))
-    pairs = train + heldout
+    candidates = [out / f"{part}candidates.jsonl.gz" for part in PARTS]
+    rated = [rate(rubric, row) for file in candidates for row in storage.read(str(file), Candidates)]
+    sides = {
+        side: list(storage.read(str(out / f"{side}.jsonl.gz"), Pair)) for side in ("train", "development", "heldout")
+    }
+    pairs = [pair for side in sides.values() for pair in side]
     scores = {(row.prompt_id, r.content): r.score or 0.0 for row in rated for r in row.responses}
-    size = sum((out / f"{name}.jsonl.gz").stat().st_size for name in ("candidates", "train", "heldout"))
+    size = sum(file.stat().st_size for file in out.glob("*.jsonl*"))
     counts = {
         "responses": sum(len(row.responses) for row in rated),
         "pairs": len(pairs),
-        "prompts_with_pairs": prompts_of(pairs),
-        "train_pairs": len(train),
-        "train_prompts": prompts_of(train),
-        "heldout_pairs": len(heldout),
-        "heldout_prompts": prompts_of(heldout),
+        **{f"{side}_pairs": len(some) for side, some in sides.items()},
+        **{f"{side}_prompts": len({pair.prompt_id for pair in some}) for side, some in sides.items()},
         "chosen_tokens_mean": round(mean(len(tokenizer.encode(text_of(p.chosen))) for p in pairs), 1),
         "rejected_tokens_mean": round(mean(len(tokenizer.encode(text_of(p.rejected))) for p in pairs), 1),
         "chosen_score_mean": round(mean(scores[p.prompt_id, text_of(p.chosen)] for p in pairs), 3),
@@ -185,11 +193,6 @@ def report(out: Path, *, log: Log) -> None:
         log.say(f"{rule.name:>22} {mean(r.rules[rule.name] for row in rated for r in row.responses):.3f}")
     if size > LARGEST:
         sys.exit(f"error: the files take {size} bytes, over the {LARGEST} that the package may carry; lower SAMPLES")
-
-
-def prompts_of(pairs: Iterable[Pair]) -> int:
-    """How many prompts the pairs are about."""
-    return len({pair.prompt_id for pair in pairs})
 
 
 if __name__ == "__main__":

@@ -13,13 +13,16 @@ from druthers.curate import pairs_from_ranking
 from druthers.judges import load_rubric, rate
 from druthers.records import Candidates, Pair, Prompt
 
+SIDES = ("train", "development", "heldout")
 HOME = Path(str(resources.files("druthers"))) / "data" / "brand-voice"
 
 
 @pytest.fixture(scope="module")
 def rated() -> dict[str, Candidates]:
     rubric = load_rubric("brand-voice")
-    rows = storage.read(str(HOME / "candidates.jsonl.gz"), Candidates)
+    rows = [
+        row for part in ("", "heldout_") for row in storage.read(str(HOME / f"{part}candidates.jsonl.gz"), Candidates)
+    ]
     return {row.prompt_id: rate(rubric, row) for row in rows}
 
 
@@ -36,36 +39,45 @@ def shingles(prompt: Prompt) -> frozenset[str]:
     return frozenset(" ".join(words[i : i + 3]) for i in range(len(words) - 2))
 
 
+def prompts(part: str) -> list[Prompt]:
+    return list(storage.read(str(HOME / f"{part}prompts.jsonl"), Prompt))
+
+
+def ids(rows: list[Prompt] | list[Pair]) -> set[str]:
+    return {row.prompt_id for row in rows}
+
+
 def test_it_is_small_and_has_the_prompts_it_promises() -> None:
     assert sum(file.stat().st_size for file in HOME.iterdir()) < 3_000_000
-    prompts = list(storage.read(str(HOME / "prompts.jsonl"), Prompt))
-    held = {pair.prompt_id for pair in pairs("heldout")}
-    assert len({row.prompt_id for row in prompts}) == len(prompts) == 1790
-    assert len(held) == 162
-    inside = {pair.prompt_id for pair in pairs("train")}
-    assert len(inside) == 1175
-    assert not held & inside
+    assert len(ids(prompts(""))) == len(prompts("")) == 1790
+    assert len(ids(prompts("heldout_"))) == len(prompts("heldout_")) == 184
+    assert {side: len(ids(pairs(side))) for side in SIDES} == {"train": 1175, "development": 162, "heldout": 183}
 
 
-def test_no_held_out_prompt_is_nearly_a_training_prompt() -> None:
-    held = {pair.prompt_id for pair in pairs("heldout")}
-    prompts = list(storage.read(str(HOME / "prompts.jsonl"), Prompt))
-    outside = [shingles(row) for row in prompts if row.prompt_id in held]
-    inside = [shingles(row) for row in prompts if row.prompt_id not in held]
+def test_every_prompt_is_on_one_side() -> None:
+    train, development, held = (ids(pairs(side)) for side in SIDES)
+    assert train | development <= ids(prompts(""))
+    assert not train & development
+    assert held <= ids(prompts("heldout_"))
+    assert not ids(prompts("heldout_")) & ids(prompts(""))
+
+
+def test_no_held_out_prompt_is_nearly_another_prompt() -> None:
+    outside, inside = ([shingles(row) for row in prompts(part)] for part in ("heldout_", ""))
     closest = max(len(a & b) / len(a | b) for a in outside for b in inside)
-    assert closest < 0.2
+    assert closest < 0.15
 
 
 def test_every_prompt_has_four_answers(rated: dict[str, Candidates]) -> None:
-    assert len(rated) == 1790
+    assert len(rated) == 1790 + 184
     assert {len(row.responses) for row in rated.values()} == {4}
 
 
-@pytest.mark.parametrize("side", ["train", "heldout"])
+@pytest.mark.parametrize("side", SIDES)
 def test_the_pairs_are_what_the_rubric_makes_of_the_answers(side: str, rated: dict[str, Candidates]) -> None:
     """Margin scale, number of pairs and rules that chosen must keep as in scripts/build_brand_voice.py."""
     made = pairs(side)
     must = load_rubric("brand-voice").musts if side == "train" else ()
     again = [p for pair in made for p in pairs_from_ranking(rated[pair.prompt_id], margin_scale=1.0, most=1, must=must)]
-    assert must or side == "heldout"
+    assert bool(must) == (side == "train")
     assert as_lines(again) == as_lines(made)
