@@ -40,7 +40,7 @@ SAMPLE = 8
 """Pairs that are scored again when a cache is opened."""
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
 """Most that two scorings of one model may differ, in nats a token: other batch shapes take other matrix kernels."""
-ROUNDS = 8
+ROUNDS = 4
 """Micro-batches that every member of a crew has in a window, about; at the end of one the faster wait."""
 EVERY = 20.0
 """Seconds after which what was scored is written, at the end of a window: what a kill costs at most."""
@@ -101,8 +101,10 @@ def check_cache(
         if known
     ]
     logps, keys, lengths = (np.array(column) for column in zip(*again, strict=True))
+    keys = keys.astype(KEY)  # numpy sizes a column of bytes by its longest, zero bytes at the end not counted
     sums = [tokens.sum(dtype=np.float64) for tokens in cache.tokens(keys)]
-    error, limit = max(gap(logps, cache.logps(keys), lengths), gap(logps, sums, lengths)), TOLERANCE[reference.compute]
+    error = float(np.max([gap(logps, then, lengths) for then in (cache.logps(keys), sums)]))
+    limit = TOLERANCE[reference.compute]
     if not error <= limit:
         made = differences(cache.made_with(keys[0]), cache.header["made_with"])
         raise InputError(
@@ -139,11 +141,12 @@ def windows(
     longest = np.zeros(len(prompts), dtype=np.int64)
     np.maximum.at(longest, prompt, size)
     order = np.lexsort((prompt, -longest[prompt]))
-    spent = np.cumsum([0, *size[order]])
+    spent = np.concatenate([[0], np.cumsum(size[order])])
     heads = np.flatnonzero(np.diff(prompt[order], prepend=-1))
+    before = spent[heads]
     start = 0
     while start < len(cells):
-        enough = np.searchsorted(spent[heads], spent[start] + tokens)
+        enough = np.searchsorted(before, spent[start] + tokens)
         stop = int(heads[enough]) if enough < len(heads) else len(cells)
         yield cells[order[start:stop]]
         start = stop
@@ -177,20 +180,42 @@ def fill(
     """Score what the cache lacks and write it, part after part; `progress` counts responses."""
     wanted_CB = ~cache.has(keys_CB)
     total, done, since = len(np.unique(keys_CB[wanted_CB])), 0, time.monotonic()
-    keys: list[bytes] = []
+    keys: list[Keys] = []
     tokens: list[Floats] = []
+
+    def tick(part: int, whole: int) -> None:
+        if progress:
+            progress(done + part * len(cells) // whole, total)
+
     for cells in windows(pairs, keys_CB, wanted_CB, tokens=ROUNDS * WIDER * token_budget):
         rows, places = rows_of(pairs, cells)
-        found = score_tokens(reference, rows, token_budget=token_budget)
-        keys += [keys_CB[c, b] for c, b in cells]
+        found = score_tokens(reference, rows, token_budget=token_budget, progress=tick)
+        keys.append(keys_CB[cells[:, 0], cells[:, 1]])
         tokens += [found[row][c] for row, c in places]
         done += len(cells)
-        if progress:
-            progress(done, total)
         if done == total or time.monotonic() - since >= EVERY:
-            cache.add(np.array(keys, dtype=KEY), tokens)
+            cache.add(np.concatenate(keys), tokens)
             keys, tokens, since = [], [], time.monotonic()
     cache.refresh()
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """A reference whose scores stand in a cache; raises InputError for a pair that it was not asked to score."""
+
+    cache: Cache
+
+    def __call__(self, batch: Batch, some: Sequence[TokenizedPair], policy: Loaded) -> Tensor:
+        """Sums of the pairs' log-probs, (2, B), float64."""
+        return torch.from_numpy(self.cache.logps(keys_of(some))).to(batch.p_B.device)
+
+    def tokens(self, some: Sequence[TokenizedPair]) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """Log-probs of the scored tokens of both responses of every pair, in nats, for losses that look at tokens.
+
+        They are those of a causal model, so what remains of an array cut on the right still holds.
+        """
+        found = self.cache.tokens(keys_of(some).T)
+        return list(zip(found[::2], found[1::2], strict=True))
 
 
 def cached(
@@ -200,7 +225,7 @@ def cached(
     token_budget: int,
     progress: Progress | None = None,
     say: Say = silent,
-) -> Reference:
+) -> Cached:
     """Look-up into the cache on disk, after scoring what is missing from it; `say` hears what of it is not used."""
     root = cache_folder("reference")
     cache, keys_CB = Cache(root, header_for(reference)), keys_of(pairs)
@@ -211,11 +236,7 @@ def cached(
         if why := unused(root, cache.header, keys_CB):
             say(f"reference cache: {why}; they are scored again into {cache.folder}, and the old ones stay")
         fill(cache, reference, pairs, keys_CB, token_budget=token_budget, progress=progress)
-
-    def look_up(batch: Batch, some: Sequence[TokenizedPair], policy: Loaded) -> Tensor:
-        return torch.from_numpy(cache.logps(keys_of(some))).to(batch.p_B.device)
-
-    return look_up
+    return Cached(cache)
 
 
 def live(reference: Loaded) -> Reference:

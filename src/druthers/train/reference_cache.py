@@ -250,8 +250,7 @@ class Cache:
     def tokens(self, keys: Keys) -> list[NDArray[np.float32]]:
         """Log-probs of the scored tokens of some responses in nats, one array a key, read from disk.
 
-        They are those of a causal model, so what remains of an array cut on the right still holds. (A response that
-        `data.max_response` cut is another one: its end-of-turn token moved.)
+        A response that `data.max_response` cut is another one: its end-of-turn token moved.
         """
         try:
             return self.read_tokens(keys.ravel())
