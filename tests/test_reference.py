@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -31,7 +31,7 @@ from druthers.records import InputError
 from druthers.storage import cache_folder
 from druthers.tokens import TokenizedPair, tokenize
 from druthers.train import reference
-from druthers.train.reference_cache import Cache, keys_of, parts_in
+from druthers.train.reference_cache import Cache, asked_of, keys_of, parts_in
 from tests import tiny
 from tests.calls import in_child
 
@@ -188,19 +188,21 @@ def short_pair(prompt: tuple[int, ...], chosen: tuple[int, ...], rejected: tuple
     return TokenizedPair("", prompt, chosen, rejected, (True,) * len(chosen), (True,) * len(rejected))
 
 
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.lists(st.builds(short_pair, SHORT, SHORT, SHORT), min_size=1, max_size=12), st.integers(1, 40), st.data())
 def test_windows_hold_every_response_once_and_go_on_where_they_were_left(
     pairs: list[TokenizedPair], tokens: int, data: st.DataObject
 ) -> None:
-    keys_CB = keys_of(pairs)
-    cut = list(reference.windows(pairs, keys_CB, np.ones(keys_CB.shape, dtype=bool), tokens=tokens))
+    asked = asked_of(pairs)
+    keys_CB = asked.keys_CB
+    cut = list(reference.windows(asked, np.ones(keys_CB.shape, dtype=bool), tokens=tokens))
     found = [[keys_CB[c, b] for c, b in cells] for cells in cut]
     assert sorted(key for keys in found for key in keys) == np.unique(keys_CB).tolist()
     prompts = [{pairs[b].prompt for _, b in cells} for cells in cut]
     assert sum(map(len, prompts)) == len(set().union(*prompts))
     done = data.draw(st.integers(0, len(cut)))
     left_CB = ~np.isin(keys_CB, [key for keys in found[:done] for key in keys])
-    again = reference.windows(pairs, keys_CB, left_CB, tokens=tokens) if left_CB.any() else iter(())
+    again = reference.windows(asked, left_CB, tokens=tokens) if left_CB.any() else iter(())
     assert [[keys_CB[c, b] for c, b in cells] for cells in again] == found[done:]
     for cells in cut:
         rows, places = reference.rows_of(pairs, cells)

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -28,6 +28,7 @@ from druthers.train.reference_cache import KEY, Cache, Header, Keys, differences
 from tests.calls import forked, in_child
 
 Tokens = list[NDArray[np.float32]]
+LAW = settings(max_examples=25, deadline=None, derandomize=True)
 
 
 def header(**changed: Any) -> Header:
@@ -63,6 +64,7 @@ def pair(prompt: tuple[int, ...], chosen: tuple[int, ...], rejected: tuple[int, 
 IDS = st.lists(st.integers(0, 2), min_size=0, max_size=3).map(tuple)
 
 
+@LAW
 @given(IDS, IDS, st.lists(st.booleans(), max_size=3).map(tuple), IDS, IDS, st.lists(st.booleans(), max_size=3))
 def test_two_responses_have_one_key_only_where_prompt_ids_and_mask_are_the_same(
     prompt: Any, ids: Any, scored: Any, other_prompt: Any, other_ids: Any, other_scored: Any
@@ -84,6 +86,7 @@ def test_a_response_has_the_same_key_on_either_side_and_beside_any_other() -> No
 # ---------------------------------------------------------------- parts
 
 
+@LAW
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(1, 3))
 def test_what_is_added_is_found_again(counts: list[int], many: int) -> None:
     """However many parts it came in, and in whatever number of them it ends up."""

@@ -27,7 +27,7 @@ from druthers.records import InputError
 from druthers.run import flat
 from druthers.storage import cache_folder
 from druthers.tokens import TokenizedPair
-from druthers.train.reference_cache import KEY, Cache, Header, Keys, differences, keys_of, prompt_keys, unused
+from druthers.train.reference_cache import KEY, Asked, Cache, Header, Keys, asked_of, differences, keys_of, unused
 
 Reference = Callable[[Batch, Sequence[TokenizedPair], Loaded], Tensor]
 """Batch, its pairs and the policy that runs them to reference log-probs of shape (2, B)."""
@@ -126,18 +126,16 @@ Cells = NDArray[np.int64]
 """Rows of (c, b): which response of which pair."""
 
 
-def windows(
-    pairs: Sequence[TokenizedPair], keys_CB: Keys, wanted_CB: NDArray[np.bool_], *, tokens: int
-) -> Iterator[Cells]:
+def windows(asked: Asked, wanted_CB: NDArray[np.bool_], *, tokens: int) -> Iterator[Cells]:
     """Every wanted response once, those to one prompt side by side, long rows first, in windows of about `tokens`.
 
     The order is that of the responses themselves and windows are filled from its front. So scoring that was interrupted
     after some of them goes on with the same windows, and its numbers are those of scoring that was not.
     """
-    _, first = np.unique(keys_CB[wanted_CB], return_index=True)
+    _, first = np.unique(asked.keys_CB[wanted_CB], return_index=True)
     cells = np.argwhere(wanted_CB)[first]
-    size = np.array([len(pairs[b].prompt) + len(side(pairs[b], c)[0]) for c, b in cells], dtype=np.int64)
-    prompts, prompt = np.unique(prompt_keys([pairs[b] for _, b in cells]), return_inverse=True)
+    size = asked.size_CB[wanted_CB][first]
+    prompts, prompt = np.unique(asked.prompt_B[cells[:, 1]], return_inverse=True)
     longest = np.zeros(len(prompts), dtype=np.int64)
     np.maximum.at(longest, prompt, size)
     order = np.lexsort((prompt, -longest[prompt]))
@@ -172,14 +170,14 @@ def fill(
     cache: Cache,
     reference: Loaded,
     pairs: Sequence[TokenizedPair],
-    keys_CB: Keys,
+    asked: Asked,
     *,
     token_budget: int,
     progress: Progress | None = None,
 ) -> None:
     """Score what the cache lacks and write it, part after part; `progress` counts responses."""
-    wanted_CB = ~cache.has(keys_CB)
-    total, done, since = len(np.unique(keys_CB[wanted_CB])), 0, time.monotonic()
+    wanted_CB = ~cache.has(asked.keys_CB)
+    total, done, since = len(np.unique(asked.keys_CB[wanted_CB])), 0, time.monotonic()
     keys: list[Keys] = []
     tokens: list[Floats] = []
 
@@ -187,10 +185,10 @@ def fill(
         if progress:
             progress(done + part * len(cells) // whole, total)
 
-    for cells in windows(pairs, keys_CB, wanted_CB, tokens=ROUNDS * WIDER * token_budget):
+    for cells in windows(asked, wanted_CB, tokens=ROUNDS * WIDER * token_budget):
         rows, places = rows_of(pairs, cells)
         found = score_tokens(reference, rows, token_budget=token_budget, progress=tick)
-        keys.append(keys_CB[cells[:, 0], cells[:, 1]])
+        keys.append(asked.keys_CB[cells[:, 0], cells[:, 1]])
         tokens += [found[row][c] for row, c in places]
         done += len(cells)
         if done == total or time.monotonic() - since >= EVERY:
@@ -228,14 +226,14 @@ def cached(
 ) -> Cached:
     """Look-up into the cache on disk, after scoring what is missing from it; `say` hears what of it is not used."""
     root = cache_folder("reference")
-    cache, keys_CB = Cache(root, header_for(reference)), keys_of(pairs)
+    cache, asked = Cache(root, header_for(reference)), asked_of(pairs)
     for fault in cache.index.faults:
         say(f"reference cache: {fault}; what it holds is scored again")
-    check_cache(cache, reference, pairs, keys_CB, token_budget=token_budget)
-    if not cache.has(keys_CB).all():
-        if why := unused(root, cache.header, keys_CB):
+    check_cache(cache, reference, pairs, asked.keys_CB, token_budget=token_budget)
+    if not cache.has(asked.keys_CB).all():
+        if why := unused(root, cache.header, asked.keys_CB):
             say(f"reference cache: {why}; they are scored again into {cache.folder}, and the old ones stay")
-        fill(cache, reference, pairs, keys_CB, token_budget=token_budget, progress=progress)
+        fill(cache, reference, pairs, asked, token_budget=token_budget, progress=progress)
     return Cached(cache)
 
 

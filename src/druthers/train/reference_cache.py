@@ -13,7 +13,8 @@ import fcntl
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,27 +45,35 @@ Header = Mapping[str, Mapping[str, Any]]
 """`depends_on`: what the scores depend on; `made_with`: what else is good to know. JSON values by name."""
 
 
-def keys_of(pairs: Sequence[TokenizedPair]) -> Keys:
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is known of the responses of B pairs without their ids: keys, keys of the prompts, tokens of the rows."""
+
+    keys_CB: Keys
+    prompt_B: Keys
+    size_CB: NDArray[np.int64]
+
+
+def asked_of(pairs: Iterable[TokenizedPair]) -> Asked:
+    """The responses of some pairs, which are looked at once, one after the other."""
+    keys, sizes = bytearray(), array("q")
+    for pair in pairs:
+        prompt = hashlib.blake2b(id_bytes(pair.prompt), digest_size=16)
+        keys += prompt.digest()
+        for c in (0, 1):
+            ids, scored = side(pair, c)
+            whole = prompt.copy()
+            whole.update(id_bytes(ids))
+            whole.update(np.packbits(np.asarray(scored, dtype=bool)).tobytes())
+            keys += whole.digest()
+            sizes.append(len(pair.prompt) + len(ids))
+    prompt_B, *keys_CB = np.frombuffer(bytes(keys), dtype=KEY).reshape(-1, 3).T
+    return Asked(np.stack(keys_CB), prompt_B, np.array(sizes, dtype=np.int64).reshape(-1, 2).T)
+
+
+def keys_of(pairs: Iterable[TokenizedPair]) -> Keys:
     """What each response's scores depend on beside the model, hashed, (2, B): prompt, response, which tokens count."""
-    found = b"".join(key for pair in pairs for key in keys_of_pair(pair))
-    return np.frombuffer(found, dtype=KEY).reshape(-1, 2).T
-
-
-def keys_of_pair(pair: TokenizedPair) -> Iterator[bytes]:
-    """Sixteen bytes for the chosen response, and for the rejected one."""
-    prompt = hashlib.blake2b(id_bytes(pair.prompt), digest_size=16)
-    for c in (0, 1):
-        ids, scored = side(pair, c)
-        whole = prompt.copy()
-        whole.update(id_bytes(ids))
-        whole.update(np.packbits(np.asarray(scored, dtype=bool)).tobytes())
-        yield whole.digest()
-
-
-def prompt_keys(pairs: Sequence[TokenizedPair]) -> Keys:
-    """The prompts alone, hashed, (B,)."""
-    found = b"".join(hashlib.blake2b(id_bytes(pair.prompt), digest_size=16).digest() for pair in pairs)
-    return np.frombuffer(found, dtype=KEY)
+    return asked_of(pairs).keys_CB
 
 
 def id_bytes(ids: Sequence[int]) -> bytes:
