@@ -94,8 +94,8 @@ def druthers(*arguments: object) -> Called:
     return Called(code, out.getvalue(), err.getvalue())
 
 
-def in_child(act: Callable[[], object], *, seconds: int = 300) -> int:
-    """Run `act` in a forked child; its wait status. A child that hangs is ended by its alarm."""
+def forked(act: Callable[[], object], *, seconds: int = 300) -> int:
+    """Run `act` in a forked child and go on; its process id. A child that hangs is ended by its alarm."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
@@ -107,7 +107,12 @@ def in_child(act: Callable[[], object], *, seconds: int = 300) -> int:
             code = 0
         finally:
             os._exit(code)
-    return os.waitpid(child, 0)[1]
+    return child
+
+
+def in_child(act: Callable[[], object], *, seconds: int = 300) -> int:
+    """Run `act` in a forked child; its wait status."""
+    return os.waitpid(forked(act, seconds=seconds), 0)[1]
 
 
 # ---------------------------------------------------------------- inputs

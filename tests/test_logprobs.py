@@ -21,6 +21,7 @@ from transformers import (
     PhiForCausalLM,
 )
 
+from druthers import logprobs
 from druthers.batching import Batch, collate
 from druthers.logprobs import LinearLogps, Scorer, module_logps, pair_logps, token_logps
 from druthers.models import scorer_of
@@ -319,7 +320,7 @@ def test_sums_of_float32_log_probs_are_float64() -> None:
     assert sums[0, 0] == pytest.approx(sum(tokens[:1000].tolist()), abs=1e-9)
 
 
-def logits_alive(batch: Batch, chunk: int) -> int:
+def logits_alive(batch: Batch, chunk: int | None = None, *, learn: bool = True) -> int:
     """The largest number of elements of any tensor with a vocabulary axis in forward and backward."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -336,8 +337,10 @@ def logits_alive(batch: Batch, chunk: int) -> int:
             return found
 
     model = tiny.model(vocab=VOCAB)
-    with Watch():
-        pair_logps(scorer_of(model), batch, chunk=chunk).sum().backward()  # type: ignore[no-untyped-call]
+    with Watch(), torch.set_grad_enabled(learn):
+        found = pair_logps(scorer_of(model), batch, chunk=chunk).sum()
+        if learn:
+            found.backward()  # type: ignore[no-untyped-call]
     return largest
 
 
@@ -345,6 +348,14 @@ def logits_alive(batch: Batch, chunk: int) -> int:
 def test_no_more_than_one_chunk_of_logits_is_made(chunk: int) -> None:
     """Rows of logits are at most the chunk, in forward and backward."""
     assert logits_alive(collate(THREE, pad_id=2), chunk) == chunk
+
+
+def test_fewer_rows_of_logits_are_made_where_no_backward_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And by default no more than the gradient mode asks for."""
+    assert logprobs.LOOKING < logprobs.CHUNK
+    monkeypatch.setattr(logprobs, "CHUNK", 4)
+    monkeypatch.setattr(logprobs, "LOOKING", 2)
+    assert [logits_alive(collate(THREE, pad_id=2), learn=learn) for learn in (True, False)] == [4, 2]
 
 
 @pytest.mark.parametrize("head", ["linear", "module"])

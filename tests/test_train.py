@@ -31,9 +31,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from druthers import storage
-from druthers.batching import Order, collate
+from druthers.batching import Order
 from druthers.config import IPOSettings, ModelSettings, Settings, TrainSettings, load
-from druthers.models import Loaded, attach_adapter, remove_tree, score_pairs, trainable, weights_sha
+from druthers.models import Loaded, attach_adapter, remove_tree, trainable, weights_sha
 from druthers.records import InputError, Outcome
 from druthers.run import Run
 from druthers.tokens import TokenizedPair, tokenize
@@ -278,84 +278,32 @@ def test_the_adapter_of_a_model_without_one_is_refused(tmp_path: Path) -> None:
     assert "needs model.adapter = 'lora'" in refusal(tmp_path, "train.reference=adapter")
 
 
-@pytest.fixture
-def scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many pairs each call scored."""
-    counts: list[int] = []
-
-    def counting(loaded: Loaded, pairs: Sequence[TokenizedPair], **how: Any) -> Any:
-        counts.append(len(pairs))
-        return score_pairs(loaded, pairs, **how)
-
-    monkeypatch.setattr("druthers.train.reference.score_pairs", counting)
-    return counts
-
-
-def cache_file(folder: Path) -> Path:
-    (file,) = folder.rglob("*.parquet")
-    return file
-
-
-def scores_of(pairs: Sequence[TokenizedPair]) -> Tensor:
-    """The cached reference of the pairs, shape (2, B)."""
-    found = reference.choose("auto", policy(), pairs, token_budget=400)
-    trained = policy()
-    return found.scores(collate(pairs, pad_id=trained.pad_id), pairs, trained)
-
-
-def test_the_cache_is_filled_once(own_cache: Path, scored: list[int]) -> None:
-    first = scores_of(PAIRS)
-    before = cache_file(own_cache).read_bytes()
-    assert scored == [len(PAIRS)]
-    assert torch.equal(scores_of(PAIRS), first)
-    assert scored == [len(PAIRS), reference.SAMPLE]
-    assert cache_file(own_cache).read_bytes() == before
-
-
-def test_the_cache_survives_another_order_and_more_pairs(own_cache: Path, scored: list[int]) -> None:
-    first = scores_of(PAIRS[:9])
-    assert torch.equal(scores_of(PAIRS[:9][::-1]), first.flip(1))
-    scores_of(PAIRS)
-    assert scored == [9, reference.SAMPLE, reference.SAMPLE, len(PAIRS) - 9]
-    assert pq.read_table(cache_file(own_cache)).num_rows == len(PAIRS)
-
-
-def test_a_pair_that_stands_twice_is_scored_once(scored: list[int]) -> None:
-    found = scores_of([*PAIRS[:3], *PAIRS[:3]])
-    assert scored == [3]
-    assert torch.equal(found[:, :3], found[:, 3:])
-
-
-def test_another_model_has_another_cache(own_cache: Path) -> None:
-    reference.choose("cache", policy(), PAIRS[:2], token_budget=300)
-    other = tiny.model(seed=1, vocab=259)
-    changed = replace(policy(), model=other, sha=weights_sha(other))
-    reference.choose("cache", changed, PAIRS[:2], token_budget=300)
-    assert len(list(own_cache.rglob("*.parquet"))) == 2
-
-
-def test_a_tampered_cache_is_refused(tmp_path: Path, own_cache: Path) -> None:
-    scores_of([*PAIRS, *HELDOUT])
-    table = pq.read_table(cache_file(own_cache))
-    shifted = pa.array([value - 1 for value in table.column("chosen").to_pylist()])
-    pq.write_table(table.set_column(1, "chosen", shifted), cache_file(own_cache))
+def test_a_cache_that_is_not_the_reference_is_refused_before_anything_is_written(
+    tmp_path: Path, own_cache: Path
+) -> None:
+    reference.choose("cache", policy(), [*PAIRS, *HELDOUT], token_budget=400)
+    (file,) = own_cache.rglob("*.parquet")
+    table = pq.read_table(file)
+    shifted = pa.array([value - 1 for value in table.column("logp").to_pylist()])
+    pq.write_table(table.set_column(1, "logp", shifted), file)
     said = refusal(tmp_path / "run")
     assert "disagrees with the reference" in said
-    assert str(cache_file(own_cache)) in said
+    assert str(file.parent) in said
     assert not (tmp_path / "run").exists()
-    cache_file(own_cache).unlink()
+    remove_tree(file.parent)
     run_to_end(tmp_path / "run")
 
 
-@pytest.mark.parametrize("damage", ["empty", "text", "columns"])
-def test_an_unreadable_cache_is_written_anew(own_cache: Path, scored: list[int], damage: str) -> None:
-    first = scores_of(PAIRS)
-    if damage == "columns":
-        pq.write_table(pa.table({"example": ["a"]}), cache_file(own_cache))
-    else:
-        cache_file(own_cache).write_text("" if damage == "empty" else "no parquet")
-    assert torch.equal(scores_of(PAIRS), first)
-    assert scored == [len(PAIRS)] * 2
+def test_what_of_the_cache_is_not_used_is_said(tmp_path: Path, own_cache: Path) -> None:
+    run_to_end(tmp_path / "first")
+    (file,) = own_cache.rglob("*.parquet")
+    file.write_text("no parquet")
+    said: list[str] = []
+    again = policy()
+    train(Run(tmp_path / "second"), settings(), again, pairs=PAIRS, heldout=HELDOUT, say=said.append)
+    assert len(said) == 1
+    assert f"{file} cannot be read" in said[0]
+    same(tmp_path / "first", tmp_path / "second")
 
 
 def test_a_reference_that_is_another_model_stops_before_the_first_update(

@@ -18,6 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from druthers.batching import Batch
 
 CHUNK = 512
+LOOKING = 128
+"""Rows of logits at a time where no backward follows, which adds up one gradient of the head a chunk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +115,14 @@ def module_logps(hidden_NH: Tensor, target_N: Tensor, scorer: Scorer, chunk: int
     return torch.cat([checkpoint(one, hidden, target, use_reentrant=False) for hidden, target in parts])
 
 
-def token_logps(scorer: Scorer, batch: Batch, *, chunk: int = CHUNK) -> Tensor:
+def rows_at_once() -> int:
+    """The chunk of the gradient mode that this thread is in."""
+    return CHUNK if torch.is_grad_enabled() else LOOKING
+
+
+def token_logps(scorer: Scorer, batch: Batch, *, chunk: int | None = None) -> Tensor:
     """Log-probability of every scored response token, shape (N,), float32 (float64 for a float64 model), in nats."""
+    chunk = chunk or rows_at_once()
     # No mask: padding stands on the right, where a causal model's real tokens never look, and without one the
     # attention kernel skips the half above the diagonal.
     hidden_STH = scorer.backbone(
@@ -134,7 +142,7 @@ def token_logps(scorer: Scorer, batch: Batch, *, chunk: int = CHUNK) -> Tensor:
         return score(hidden_NH, scorer.head.weight, scorer.head.bias, batch.target_N, scorer, chunk)
 
 
-def pair_logps(scorer: Scorer, batch: Batch, *, chunk: int = CHUNK) -> Tensor:
+def pair_logps(scorer: Scorer, batch: Batch, *, chunk: int | None = None) -> Tensor:
     """Sums of scored token log-probabilities, shape (2, B), float64: row 0 chosen, row 1 rejected."""
     logp_N = token_logps(scorer, batch, chunk=chunk)
     sums_R = logp_N.new_zeros(len(batch.length_R), dtype=torch.float64).index_add(0, batch.owner_N, logp_N.double())

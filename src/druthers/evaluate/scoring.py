@@ -11,12 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from druthers import models
-from druthers.batching import collate, plan
-from druthers.logprobs import token_logps
 from druthers.losses import Loss, PairTerms
 from druthers.models import Loaded
 from druthers.records import Exchange, InputError, Outcome, assistant
-from druthers.threads import crew_size, side_by_side
 from druthers.tokens import TokenizedPair, encode_prompt, encode_response
 
 Floats = NDArray[np.float64]
@@ -92,23 +89,11 @@ def answer_logps(answers: Sequence[Exchange], *, loaded: Loaded, token_budget: i
     """
     found: list[Floats] = [np.empty(0)] * len(answers)
     cells = list(row_pairs(answers, loaded.tokenizer))
-    pairs = [pair for _, pair in cells]
-
-    def score(group: list[int]) -> None:
-        rung = loaded.layout.rung
-        batch = collate([pairs[i] for i in group], pad_id=loaded.pad_id, rung=rung, device=loaded.device)
-        with torch.no_grad(), models.computing(loaded):
-            logp_N = token_logps(loaded.scorer, batch).double().cpu().numpy()
-        parts = np.split(logp_N, np.cumsum(batch.length_R.cpu().numpy())[:-1])
-        for side, responses in enumerate(batch.response_CB.tolist()):
-            for i, response in zip(group, responses, strict=True):
-                where = cells[i][0][side]
-                if where is not None:
-                    found[where] = parts[response]
-
-    crew = crew_size(loaded.device)
-    groups = plan(pairs, token_budget=token_budget, crew=crew, rung=loaded.layout.rung)
-    side_by_side(score, groups, workers=crew)
+    scored = models.score_tokens(loaded, [pair for _, pair in cells], token_budget=token_budget)
+    for (whose, _), both in zip(cells, scored, strict=True):
+        for i, tokens in zip(whose, both, strict=True):
+            if i is not None:
+                found[i] = tokens.astype(np.float64)
     return found
 
 

@@ -120,8 +120,8 @@ def run_pairs(
         policy = crew.members[member]
         some = [pairs[i] for i in group]
         batch = collate(some, pad_id=policy.pad_id, rung=policy.layout.rung, device=policy.device)
-        reference_CB = scores(batch, some, policy)
         with torch.set_grad_enabled(learn == "learn"):
+            reference_CB = scores(batch, some, policy)
             with computing(policy):
                 policy_CB = reference_CB if learn == "start" else pair_logps(policy.scorer, batch).double()
             terms = PairTerms(
@@ -371,6 +371,7 @@ def train(
     heldout: Sequence[TokenizedPair],
     note: Callable[[Row], None] = lambda row: None,
     scoring: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] = reference.silent,
 ) -> Row:
     """Train the policy on `pairs`, watching `heldout`; return the `train` section of the summary.
 
@@ -383,7 +384,8 @@ def train(
     loss, schedule = make_loss(settings, pairs, heldout), make_schedule(len(pairs), t)
     order = Order(pairs, kind=t.order, pairs_per_step=t.pairs_per_step, seed=settings.seed)
     used = used_pairs(pairs, schedule, order)
-    chosen = reference.choose(t.reference, policy, [*used, *heldout], token_budget=t.token_budget, progress=scoring)
+    needed = [*used, *heldout]
+    chosen = reference.choose(t.reference, policy, needed, token_budget=t.token_budget, progress=scoring, say=say)
     optimizer = make_optimizer(policy, t)
     found = checkpoint.latest(run.folder)
     position = checkpoint.restore(found, policy, optimizer) if found else Position()

@@ -1,68 +1,75 @@
-"""Reference log-probabilities: scored once and cached on disk, from the adapter switched off, or from a second copy."""
+"""Reference log-probabilities: scored once and cached on disk, from the adapter switched off, or from a second copy.
+
+Letters: C pair axis (0 chosen, 1 rejected), B pairs.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+import contextlib
+import itertools
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from numpy.typing import ArrayLike
+import transformers
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from druthers.batching import Batch
-from druthers.logprobs import pair_logps
-from druthers.models import Loaded, adapter_off, computing, score_pairs, second_copy
+from druthers import __version__
+from druthers.batching import Batch, side
+from druthers.logprobs import pair_logps, rows_at_once
+from druthers.models import WIDER, Floats, Loaded, adapter_off, computing, forward_config, score_tokens, second_copy
 from druthers.records import InputError
-from druthers.storage import cache_folder, replacing
+from druthers.run import flat
+from druthers.storage import cache_folder
 from druthers.tokens import TokenizedPair
+from druthers.train.reference_cache import KEY, Asked, Cache, Header, Keys, asked_of, differences, keys_of, unused
 
 Reference = Callable[[Batch, Sequence[TokenizedPair], Loaded], Tensor]
 """Batch, its pairs and the policy that runs them to reference log-probs of shape (2, B)."""
+Progress = Callable[[int, int], None]
+Say = Callable[[str], None]
 
-SCORER = "3"
+SCORER = "4"
 """Version of everything between token ids and scores; raise it where scores change."""
-SAMPLE = 4
+SAMPLE = 8
+"""Pairs that are scored again when a cache is opened."""
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
 """Most that two scorings of one model may differ, in nats a token: other batch shapes take other matrix kernels."""
+ROUNDS = 4
+"""Micro-batches that every member of a crew has in a window, about; at the end of one the faster wait."""
+EVERY = 20.0
+"""Seconds after which what was scored is written, at the end of a window: what a kill costs at most."""
 
 
-def example_key(pair: TokenizedPair) -> str:
-    """Hash of everything about a pair that its log-probs depend on: token ids and which of them are scored."""
-    digest = hashlib.sha256()
-    for ids in (pair.prompt, pair.chosen, pair.rejected, pair.chosen_scored, pair.rejected_scored):
-        digest.update(np.asarray([len(ids), *ids], dtype=np.int64).tobytes())
-    return digest.hexdigest()[:32]
+def silent(text: str) -> None:
+    """Where nobody listens."""
 
 
-def cache_path(reference: Loaded) -> Path:
-    """The file that holds scores of this reference: named by weights, compute type, device kind and layout."""
-    basis = f"{reference.sha} {reference.compute} {reference.device.type} {reference.layout.rung} {SCORER}"
-    return cache_folder("reference") / f"{hashlib.sha256(basis.encode()).hexdigest()[:24]}.parquet"
-
-
-def read_cache(path: Path) -> dict[str, tuple[float, float]]:
-    """Scores by example key; an unreadable file counts as empty and is written anew."""
-    if not path.is_file():
-        return {}
-    try:
-        table = pq.read_table(path)
-        columns = [table.column(name).to_pylist() for name in ("example", "chosen", "rejected")]
-    except (pa.ArrowException, OSError, KeyError):
-        return {}
-    return {example: (chosen, rejected) for example, chosen, rejected in zip(*columns, strict=True)}
-
-
-def write_cache(path: Path, scores: dict[str, tuple[float, float]]) -> None:
-    """Write the scores atomically, sorted by key."""
-    keys = sorted(scores)
-    chosen, rejected = ([scores[k][side] for k in keys] for side in (0, 1))
-    with replacing(path) as file:
-        pq.write_table(pa.table({"example": keys, "chosen": chosen, "rejected": rejected}), file)
+def header_for(reference: Loaded) -> Header:
+    """What the scores of this reference depend on, and what they are made with; tokens are in the key of a response."""
+    depends_on = {
+        "weights": reference.sha,
+        "compute": str(reference.compute).removeprefix("torch."),
+        "device": reference.device.type,
+        "rows": reference.layout.rung,
+        "attention": reference.causal.config._attn_implementation,
+        "scorer": SCORER,
+        **flat({"config": forward_config(reference.causal)}),
+    }
+    made_with = {
+        "model": reference.name,
+        "druthers": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "machine": platform.machine(),
+    }
+    found: Header = json.loads(json.dumps({"depends_on": depends_on, "made_with": made_with}, default=str))
+    return found
 
 
 def gap(now_CP: ArrayLike, then_CP: ArrayLike, length_CP: ArrayLike) -> float:
@@ -76,21 +83,137 @@ def gap(now_CP: ArrayLike, then_CP: ArrayLike, length_CP: ArrayLike) -> float:
 
 
 def check_cache(
-    known: dict[str, tuple[float, float]], pairs: Sequence[TokenizedPair], reference: Loaded, *, path: Path
+    cache: Cache, reference: Loaded, pairs: Sequence[TokenizedPair], keys_CB: Keys, *, token_budget: int
 ) -> None:
-    """Score a few cached pairs again; raises InputError when they are not what the reference says now."""
-    cached = [pair for pair in pairs if example_key(pair) in known]
-    sample = cached[:: max(1, len(cached) // SAMPLE)][:SAMPLE]
-    if not sample:
+    """Score a few pairs of the cache again, of all its parts alike; raises InputError when the reference says other.
+
+    A copy from another machine is taken by this, and one that is no longer what was scored is not.
+    """
+    known_CB = cache.has(keys_CB)
+    chosen = sample_of(np.flatnonzero(known_CB.any(0)), cache.part_of(keys_CB).max(0))
+    if not len(chosen):
         return
-    now = score_pairs(reference, sample, token_budget=1)
-    then = np.array([known[example_key(pair)] for pair in sample]).T
-    error = gap(now, then, np.array([[len(pair.chosen), len(pair.rejected)] for pair in sample]).T)
-    if not error <= TOLERANCE[reference.compute]:
+    now = score_tokens(reference, [pairs[i] for i in chosen], token_budget=token_budget)
+    again = [
+        (tokens.sum(dtype=np.float64), key, len(tokens))
+        for i, both in zip(chosen, now, strict=True)
+        for tokens, key, known in zip(both, keys_CB[:, i], known_CB[:, i], strict=True)
+        if known
+    ]
+    logps, keys, lengths = (np.array(column) for column in zip(*again, strict=True))
+    keys = keys.astype(KEY)  # numpy sizes a column of bytes by its longest, zero bytes at the end not counted
+    sums = [tokens.sum(dtype=np.float64) for tokens in cache.tokens(keys)]
+    error = float(np.max([gap(logps, then, lengths) for then in (cache.logps(keys), sums)]))
+    limit = TOLERANCE[reference.compute]
+    if not error <= limit:
+        made = differences(cache.made_with(keys[0]), cache.header["made_with"])
         raise InputError(
-            f"the reference cache {path} disagrees with the reference by {error:.1e} nat a token; "
-            "delete the file and run again"
+            f"the reference cache {cache.folder} disagrees with the reference by {error:.1e} nat a token in "
+            f"{len(chosen)} pairs scored again (limit {limit:g}{', made with ' + made if made else ''}); "
+            "delete the folder and run again"
         )
+
+
+def sample_of(places: NDArray[np.int64], part_B: NDArray[np.int64]) -> NDArray[np.int64]:
+    """At most `SAMPLE` of the places, drawn with a fixed seed and spread over the parts in which they stand."""
+    random = np.random.default_rng(0)
+    ordered = places[np.argsort(part_B[places], kind="stable")]
+    strata = np.array_split(ordered, min(SAMPLE, len(ordered))) if len(ordered) else []
+    return np.array([random.choice(stratum) for stratum in strata], dtype=np.int64)
+
+
+Cells = NDArray[np.int64]
+"""Rows of (c, b): which response of which pair."""
+
+
+def windows(asked: Asked, wanted_CB: NDArray[np.bool_], *, tokens: int) -> Iterator[Cells]:
+    """Every wanted response once, those to one prompt side by side, long rows first, in windows of about `tokens`.
+
+    The order is that of the responses themselves and windows are filled from its front. So scoring that was interrupted
+    after some of them goes on with the same windows, and its numbers are those of scoring that was not.
+    """
+    _, first = np.unique(asked.keys_CB[wanted_CB], return_index=True)
+    cells = np.argwhere(wanted_CB)[first]
+    size = asked.size_CB[wanted_CB][first]
+    prompts, prompt = np.unique(asked.prompt_B[cells[:, 1]], return_inverse=True)
+    longest = np.zeros(len(prompts), dtype=np.int64)
+    np.maximum.at(longest, prompt, size)
+    order = np.lexsort((prompt, -longest[prompt]))
+    spent = np.concatenate([[0], np.cumsum(size[order])])
+    heads = np.flatnonzero(np.diff(prompt[order], prepend=-1))
+    before = spent[heads]
+    start = 0
+    while start < len(cells):
+        enough = np.searchsorted(before, spent[start] + tokens)
+        stop = int(heads[enough]) if enough < len(heads) else len(cells)
+        yield cells[order[start:stop]]
+        start = stop
+
+
+def rows_of(pairs: Sequence[TokenizedPair], cells: Cells) -> tuple[list[TokenizedPair], list[tuple[int, int]]]:
+    """Responses two by two where they stand side by side and share a prompt, and in which row and side each is.
+
+    One that is left over has an empty one beside it.
+    """
+    rows: list[TokenizedPair] = []
+    places: list[tuple[int, int]] = []
+    for prompt, group in itertools.groupby(cells.tolist(), key=lambda cell: pairs[cell[1]].prompt):
+        sides = [side(pairs[b], c) for c, b in group]
+        for at in range(0, len(sides), 2):
+            (chosen, chosen_scored), (rejected, rejected_scored) = (*sides[at : at + 2], ((), ()))[:2]
+            places += [(len(rows), c) for c in range(len(sides[at : at + 2]))]
+            rows.append(TokenizedPair("", prompt, chosen, rejected, chosen_scored, rejected_scored))
+    return rows, places
+
+
+def fill(
+    cache: Cache,
+    reference: Loaded,
+    pairs: Sequence[TokenizedPair],
+    asked: Asked,
+    *,
+    token_budget: int,
+    progress: Progress | None = None,
+) -> None:
+    """Score what the cache lacks and write it, part after part; `progress` counts responses."""
+    wanted_CB = ~cache.has(asked.keys_CB)
+    total, done, since = len(np.unique(asked.keys_CB[wanted_CB])), 0, time.monotonic()
+    keys: list[Keys] = []
+    tokens: list[Floats] = []
+
+    def tick(part: int, whole: int) -> None:
+        if progress:
+            progress(done + part * len(cells) // whole, total)
+
+    for cells in windows(asked, wanted_CB, tokens=ROUNDS * WIDER * token_budget):
+        rows, places = rows_of(pairs, cells)
+        found = score_tokens(reference, rows, token_budget=token_budget, progress=tick)
+        keys.append(asked.keys_CB[cells[:, 0], cells[:, 1]])
+        tokens += [found[row][c] for row, c in places]
+        done += len(cells)
+        if done == total or time.monotonic() - since >= EVERY:
+            cache.add(np.concatenate(keys), tokens)
+            keys, tokens, since = [], [], time.monotonic()
+    cache.refresh()
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """A reference whose scores stand in a cache; raises InputError for a pair that it was not asked to score."""
+
+    cache: Cache
+
+    def __call__(self, batch: Batch, some: Sequence[TokenizedPair], policy: Loaded) -> Tensor:
+        """Sums of the pairs' log-probs, (2, B), float64."""
+        return torch.from_numpy(self.cache.logps(keys_of(some))).to(batch.p_B.device)
+
+    def tokens(self, some: Sequence[TokenizedPair]) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """Log-probs of the scored tokens of both responses of every pair, in nats, for losses that look at tokens.
+
+        They are those of a causal model, so what remains of an array cut on the right still holds.
+        """
+        found = self.cache.tokens(keys_of(some).T)
+        return list(zip(found[::2], found[1::2], strict=True))
 
 
 def cached(
@@ -98,31 +221,29 @@ def cached(
     pairs: Sequence[TokenizedPair],
     *,
     token_budget: int,
-    progress: Callable[[int, int], None] | None = None,
-) -> Reference:
-    """Look-up into the cache on disk, after scoring what is missing from it."""
-    path = cache_path(reference)
-    known = read_cache(path)
-    check_cache(known, pairs, reference, path=path)
-    missing = list({key: pair for pair in pairs if (key := example_key(pair)) not in known}.values())
-    if missing:
-        found = score_pairs(reference, missing, token_budget=token_budget, progress=progress)
-        known |= {example_key(pair): (float(c), float(r)) for pair, c, r in zip(missing, *found, strict=True)}
-        write_cache(path, read_cache(path) | known)
-
-    def look_up(batch: Batch, some: Sequence[TokenizedPair], policy: Loaded) -> Tensor:
-        values = [known[example_key(pair)] for pair in some]
-        return torch.tensor(values, dtype=torch.float64, device=batch.p_B.device).T
-
-    return look_up
+    progress: Progress | None = None,
+    say: Say = silent,
+) -> Cached:
+    """Look-up into the cache on disk, after scoring what is missing from it; `say` hears what of it is not used."""
+    root = cache_folder("reference")
+    cache, asked = Cache(root, header_for(reference)), asked_of(pairs)
+    for fault in cache.index.faults:
+        say(f"reference cache: {fault}; what it holds is scored again")
+    check_cache(cache, reference, pairs, asked.keys_CB, token_budget=token_budget)
+    if not cache.has(asked.keys_CB).all():
+        if why := unused(root, cache.header, asked.keys_CB):
+            say(f"reference cache: {why}; they are scored again into {cache.folder}, and the old ones stay")
+        fill(cache, reference, pairs, asked, token_budget=token_budget, progress=progress)
+    return Cached(cache)
 
 
 def live(reference: Loaded) -> Reference:
     """Scores from a model in memory, on the very batch the policy sees."""
 
     def score(batch: Batch, some: Sequence[TokenizedPair], policy: Loaded) -> Tensor:
+        chunk = rows_at_once()  # as for the policy, so that equal weights give equal bits
         with torch.no_grad(), computing(reference):
-            return pair_logps(reference.scorer, batch).double()
+            return pair_logps(reference.scorer, batch, chunk=chunk).double()
 
     return score
 
@@ -147,7 +268,8 @@ def choose(
     pairs: Sequence[TokenizedPair],
     *,
     token_budget: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
+    say: Say = silent,
 ) -> Plan:
     """The reference named by `train.reference`; call it before the policy's weights move. 'auto' is the cache."""
     if kind == "copy":
@@ -155,7 +277,5 @@ def choose(
     if kind == "adapter":
         with adapter_off(policy):
             return Plan(without_adapter, "adapter")
-    if not policy.adapted:
-        return Plan(cached(policy, pairs, token_budget=token_budget, progress=progress), "cache")
-    with adapter_off(policy) as base:
-        return Plan(cached(base, pairs, token_budget=token_budget, progress=progress), "cache")
+    with adapter_off(policy) if policy.adapted else contextlib.nullcontext(policy) as base:
+        return Plan(cached(base, pairs, token_budget=token_budget, progress=progress, say=say), "cache")
