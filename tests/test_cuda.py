@@ -127,7 +127,7 @@ def test_a_layer_does_not_wait_for_the_device(name: str) -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
         out, _ = attend(nn.Identity(), *given, None, layout=LAYOUTS[0], compute=COMPUTE[name], scaling=0.125)
-        torch.autograd.grad(out.sum(), given)
+        torch.autograd.grad((out * out).sum(), given)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

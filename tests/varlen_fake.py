@@ -22,11 +22,12 @@ def computed(
     window: Window,
     cap: float,
 ) -> Tensor:
-    """(T, H, D) from (T, H, D) and (S, K, D), every type in itself."""
+    """(T, H, D) from (T, H, D) and (S, K, D); inside at least float32."""
     assert all(start.dtype == torch.int32 and start[0] == 0 for start in starts)
     assert starts[0][-1] == len(query)
     assert starts[1][-1] == len(key)
-    groups = query.shape[1] // key.shape[1]
+    kind, groups = query.dtype, query.shape[1] // key.shape[1]
+    query, key, value = (x.to(torch.promote_types(kind, torch.float32)) for x in (query, key, value))
     rows = []
     spans = [list(zip(start.tolist()[:-1], start.tolist()[1:], strict=True)) for start in starts]
     for (a, b), (c, d) in zip(*spans, strict=True):
@@ -40,7 +41,7 @@ def computed(
         if left >= 0:
             hidden = hidden | (-ahead > left)
         rows.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v))
-    return torch.cat(rows)
+    return torch.cat(rows).to(kind)
 
 
 def longest(starts: Tensor) -> int:

@@ -258,9 +258,9 @@ def attend(
         query, key, value = query.to(kind), key.to(kind), value.to(kind)
     B, H, T, D = query.shape
     terms = Terms(D**-0.5 if scaling is None else scaling, softcap, sliding_window)
-    rows = [x.transpose(1, 2).reshape(B * T, x.shape[1], x.shape[3]) for x in (query, key, value)]
+    q_THD, k_TKD, v_TKD = (x.transpose(1, 2).reshape(B * T, x.shape[1], x.shape[3]) for x in (query, key, value))
     with torch.autocast(query.device.type, enabled=False):
-        out_THD = compute(*rows, s_aux, (Tree(T),) * B if layout is None else layout, terms)
+        out_THD = compute(q_THD, k_TKD, v_TKD, s_aux, (Tree(T),) * B if layout is None else layout, terms)
     return out_THD.reshape(B, T, H, -1), None
 
 

@@ -43,7 +43,9 @@ def places(layout: Layout) -> Places:
     >>> found.part[:6].tolist(), found.root[:6].tolist(), found.position[:5].tolist()
     ([0, 0, 1, 2, 2, 3], [0, 0, 0, 0, 0, 3], [0, 1, 2, 2, 3])
     """
-    lengths, roots, begins = [], [], []
+    lengths: list[int] = []
+    roots: list[int] = []
+    begins: list[int] = []
     for tree in layout:
         roots += [len(lengths)] * (1 + len(tree.branches))
         begins += [0, *[tree.prefix] * len(tree.branches)]
@@ -64,10 +66,14 @@ def rule(part_R: Tensor, root_R: Tensor, position_R: Tensor, window: int | None)
     def visible(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (k <= q) & ((part_R[k] == part_R[q]) | (part_R[k] == root_R[q]))
 
-    def near(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return visible(batch, head, q, k) & (position_R[q] - position_R[k] < window)
+    if window is None:
+        return visible
+    limit: int = window
 
-    return visible if window is None else near
+    def near(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return visible(batch, head, q, k) & (position_R[q] - position_R[k] < limit)
+
+    return near
 
 
 def tiles(found: Places, window: int | None) -> tuple[Flags, Flags]:
@@ -99,7 +105,8 @@ def block_mask(layout: Layout, window: int | None, device: torch.device) -> Bloc
     found = places(layout)
     some, every = tiles(found, window)
     pieces = [found.part, found.root, found.position, *(x.ravel() for x in [*listed(some), *listed(every)])]
-    on_device = sent(np.concatenate(pieces), device, dtype=np.int32).split([len(piece) for piece in pieces])
+    whole = sent(np.concatenate(pieces), device, dtype=np.int32)
+    on_device = torch.split(whole, [len(piece) for piece in pieces])
     part, root, position, some_N, some_NN, every_N, every_NN = on_device
     N, R = len(some), len(found.part)
     return BlockMask.from_kv_blocks(
@@ -136,7 +143,7 @@ def over_trees(
     T = len(query_THD)
     rows = (F.pad(x, (0, 0, 0, 0, 0, -T % TILE)) for x in (query_THD, key_TKD, value_TKD))
     query, key, value = (x.transpose(0, 1)[None] for x in rows)
-    kernel = compiled() if query.is_cuda else flex_attention
+    kernel: Any = compiled() if query.is_cuda else flex_attention
     found = kernel(
         query,
         key,

@@ -68,8 +68,8 @@ def packed(layout: Layout, device: torch.device) -> Packed:
             seen[prefix[0]] += 1
     copies = [np.concatenate(part) for one in rounds for part in zip(*one, strict=True)]
     pieces = [np.concatenate([[0], np.cumsum(queries)]), starts, np.concatenate(own), np.concatenate(keys), *copies]
-    on_device = sent(np.concatenate(pieces), device, dtype=np.int32).split([len(piece) for piece in pieces])
-    query_starts, key_starts, own_T, key_S, *rest = on_device
+    whole = sent(np.concatenate(pieces), device, dtype=np.int32)
+    query_starts, key_starts, own_T, key_S, *rest = torch.split(whole, [len(piece) for piece in pieces])
     return Packed(
         query_starts,
         key_starts,
