@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import pytest
@@ -10,14 +11,15 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from druthers import attention, models
+from druthers import attention, kernels, ladder, models, varlen
+from druthers.attention import Compute, Layout, Terms, Tree, blockwise
 from druthers.batching import Rung, collate
 from druthers.ladder import RUNGS, Found, climb
 from druthers.logprobs import pair_logps
 from druthers.models import Loaded
 from druthers.records import InputError
 from druthers.tokens import TokenizedPair
-from tests import tiny
+from tests import tiny, varlen_fake
 
 VOCAB = 300
 SMALL = {
@@ -144,7 +146,7 @@ def test_a_model_without_the_keyword_falls_with_a_reason() -> None:
             return model.model(input_ids=input_ids, position_ids=position_ids, use_cache=use_cache)
 
     strict = dataclasses.replace(scorer, backbone=Strict())
-    found = climb(strict, vocabulary=VOCAB, device=torch.device("cpu"), window=None, switch=lambda rung: None)
+    found = climb(strict, vocabulary=VOCAB, device=torch.device("cpu"), window=None, switch=lambda rung, kernel: None)
     assert found.rung == "padded"
     assert "layout" in found.tried[0].why_not
 
@@ -155,6 +157,129 @@ def test_a_rung_can_be_asked_for() -> None:
         found = loaded("Llama", {}, rung).layout
         assert found.rung == rung
         assert [step.rung for step in found.tried] == ([] if rung == "padded" else [rung])
+
+
+# ---------------------------------------------------------------- kernels, in the compute type
+
+
+def one_row(q: Any, k: Any, v: Any, sinks: Any, layout: Layout, terms: Terms) -> torch.Tensor:
+    """Sees whatever stands before it in the row."""
+    return blockwise(q, k, v, sinks, (Tree(len(q)),), terms)
+
+
+def no_slope(q: Any, k: Any, v: Any, *rest: Any) -> torch.Tensor:
+    """Right, and its gradient by the keys is missing."""
+    return blockwise(q, k.detach(), v, *rest)
+
+
+def leaking(q: Any, k: Any, v: Any, *rest: Any) -> torch.Tensor:
+    """Right but for a trace of the last token of the row."""
+    return blockwise(q, k, v, *rest) + 2**-10 * v[-1:].repeat_interleave(q.shape[1] // v.shape[1], 1)
+
+
+def absent(*_: Any) -> torch.Tensor:
+    """Not installed."""
+    raise ImportError("No module named 'absent'")
+
+
+def no_branches(q: Any, k: Any, v: Any, sinks: Any, layout: Layout, terms: Terms) -> torch.Tensor:
+    """Takes plain rows only."""
+    if any(len(tree.branches) > 1 for tree in layout):
+        raise ValueError("no_branches takes no branches")
+    return blockwise(q, k, v, sinks, layout, terms)
+
+
+FAKES: dict[str, Compute] = {
+    "emulated": varlen.over_trees(varlen.by_torch(varlen_fake.torch_2_13)),
+    "one_row": one_row,
+    "no_slope": no_slope,
+    "leaking": leaking,
+    "absent": absent,
+    "no_branches": no_branches,
+}
+
+
+def climbed(tried: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, name: str = "Llama") -> Found:
+    """The ladder as on CUDA, in bfloat16 on the CPU, with kernels of the test; few pairs."""
+    for kernel in tried:
+        if kernel in FAKES:
+            compute = functools.partial(attention.attend, compute=FAKES[kernel])
+            transformers.AttentionInterface.register(kernels.registered(kernel), compute)
+    monkeypatch.setattr(ladder, "MANY", 4)
+    model = loaded(name, SHARED[name], "padded")
+    found = climb(
+        model.scorer,
+        vocabulary=VOCAB,
+        device=model.device,
+        window=SHARED[name].get("sliding_window"),
+        switch=functools.partial(models.set_rung, model),
+        kernels=tried,
+        rough=functools.partial(models.computing, dataclasses.replace(model, compute=torch.bfloat16)),
+    )
+    own = model.layout.native if found.rung == "padded" else kernels.registered(found.kernel)
+    assert model.causal.config._attn_implementation == own
+    assert all(weight.requires_grad for weight in model.model.parameters())
+    return found
+
+
+@pytest.mark.parametrize("name", ["Llama", "Mistral", "Qwen3Moe"])
+def test_a_right_kernel_is_taken_first(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows, and experts whose products have other shapes when other tokens come."""
+    found = climbed(("emulated", "block"), monkeypatch, name)
+    assert (found.rung, found.kernel) == ("shared", "emulated"), found.text
+    assert len(found.trials) == 1
+    assert "emulated attention (" in found.text
+    assert "times the rounding error of plain rows)" in found.text
+
+
+@pytest.mark.parametrize(
+    ("kernel", "why"),
+    [
+        ("one_row", "its error of the log-probabilities is "),
+        ("no_slope", "its error of the gradient is "),
+        ("leaking", "changing the "),
+        ("absent", "No module named 'absent'"),
+    ],
+)
+def test_a_wrong_kernel_falls_to_the_next(kernel: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the same rung, and the reason is said."""
+    found = climbed((kernel, "block"), monkeypatch)
+    assert (found.rung, found.kernel) == ("shared", "block"), found.text
+    assert [trial.kernel for trial in found.trials] == [kernel, "block"]
+    assert found.trials[0].why_not.startswith(why)
+    assert f"; not {kernel} for shared rows: {why}" in found.text
+
+
+def test_a_rung_falls_when_all_its_kernels_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows without padding by the kernel that took no branches."""
+    found = climbed(("absent", "no_branches"), monkeypatch)
+    assert (found.rung, found.kernel) == ("padding-free", "no_branches"), found.text
+    assert found.why_not("shared") == "no_branches takes no branches"
+    assert [trial.rung for trial in found.trials] == ["shared", "shared", "padding-free", "padding-free"]
+
+
+def test_a_model_keeps_its_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Going from one layout to another and back."""
+    model = loaded("Llama", {}, "padded")
+    model = dataclasses.replace(model, layout=climbed(("emulated",), monkeypatch))
+    models.set_rung(model, "shared")
+    assert model.causal.config._attn_implementation == "druthers_emulated"
+    models.set_rung(model, "padded")
+    assert model.causal.config._attn_implementation == model.layout.native
+
+
+def test_tokens_have_one_order_in_every_layout() -> None:
+    """Chosen responses first, pair by pair, also where rows hold several pairs."""
+    model = loaded("Llama", {}, "padded")
+    pairs = [ladder.made_up(VOCAB, window=None, lengths=(5 + i, 3, 4), seed=i) for i in range(3)]
+    found = {}
+    for rung in RUNGS:
+        models.set_rung(model, rung)
+        found[rung] = ladder.logps(model.scorer, pairs, rung, model.device)
+    one_by_one = [ladder.logps(model.scorer, [pair], "padded", model.device) for pair in pairs]
+    wanted = torch.cat([logp_N[:3] for logp_N in one_by_one] + [logp_N[3:] for logp_N in one_by_one])
+    for rung in RUNGS:
+        torch.testing.assert_close(found[rung], wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_text_names_rung_error_and_reasons() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -207,6 +208,28 @@ def spread(row_KTD: Tensor, part_KSD: Tensor, seen: tuple[Span, ...]) -> None:
         done += stop - start
 
 
+def blockwise(
+    query_THD: Tensor, key_TKD: Tensor, value_TKD: Tensor, sink_H: Tensor | None, layout: Layout, terms: Terms
+) -> Tensor:
+    """`BlockAttention` over a row, (T, heads, D): any device, any type, soft caps and sinks."""
+    T, H, D = query_THD.shape
+    K = key_TKD.shape[1]
+    attention: Callable[..., Tensor] = BlockAttention.apply
+    out_TKGD = attention(
+        query_THD.view(T, K, H // K, D).permute(1, 2, 0, 3),
+        key_TKD.transpose(0, 1),
+        value_TKD.transpose(0, 1),
+        None if sink_H is None else sink_H.view(K, H // K),
+        layout,
+        terms,
+    )
+    return out_TKGD.flatten(1, 2)
+
+
+Compute = Callable[[Tensor, Tensor, Tensor, Tensor | None, Layout, Terms], Tensor]
+"""Attention over one row: query (T, heads, D), key and value (T, key heads, D), sinks (heads,) to (T, heads, D)."""
+
+
 def attend(
     module: nn.Module,
     query: Tensor,
@@ -219,12 +242,14 @@ def attend(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    compute: Compute = blockwise,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention function: query (B, heads, T, D), key and value (B, key heads, T, D) to (B, T, heads, D).
 
-    `layout` comes as a keyword of the model's forward; without one every row of the batch is a sequence. Raises
-    ValueError where a mask or earlier keys say more than the layout does: generation takes another attention.
+    `layout` comes as a keyword of the model's forward; without one every row of the batch is a sequence. `compute` is
+    the kernel. Raises ValueError where a mask or earlier keys say more than the layout does: generation takes another
+    attention.
     """
     if attention_mask is not None or query.shape[2] != key.shape[2]:
         raise ValueError("this attention takes whole rows and a layout, no mask and no cache")
@@ -232,16 +257,16 @@ def attend(
         kind = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(kind), key.to(kind), value.to(kind)
     B, H, T, D = query.shape
-    K = key.shape[1]
     terms = Terms(D**-0.5 if scaling is None else scaling, softcap, sliding_window)
+    q_THD, k_TKD, v_TKD = (x.transpose(1, 2).reshape(B * T, x.shape[1], x.shape[3]) for x in (query, key, value))
     with torch.autocast(query.device.type, enabled=False):
-        attention: Callable[..., Tensor] = BlockAttention.apply
-        out = attention(
-            query.view(B, K, H // K, T, D).transpose(0, 1).transpose(1, 2).reshape(K, H // K, B * T, D),
-            key.transpose(0, 1).reshape(K, B * T, D),
-            value.transpose(0, 1).reshape(K, B * T, -1),
-            None if s_aux is None else s_aux.view(K, H // K),
-            (Tree(T),) * B if layout is None else layout,
-            terms,
-        )
-    return out.reshape(B, T, H, -1), None
+        out_THD = compute(q_THD, k_TKD, v_TKD, s_aux, (Tree(T),) * B if layout is None else layout, terms)
+    return out_THD.reshape(B, T, H, -1), None
+
+
+def sent(values: object, device: torch.device | str, *, dtype: type[np.generic] = np.int64) -> Tensor:
+    """Numbers as a tensor on a device; to a GPU they go without waiting for what it has still to do."""
+    found = torch.from_numpy(np.asarray(values, dtype=dtype))
+    if torch.device(device).type == "cuda":
+        return found.pin_memory().to(device, non_blocking=True)
+    return found.to(device)

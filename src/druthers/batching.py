@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from druthers.attention import Layout, Tree
+from druthers.attention import Layout, Tree, sent
 from druthers.tokens import TokenizedPair
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
@@ -215,10 +215,10 @@ def collate(
             length.append(len(response.targets))
 
     def whole(values: object) -> Tensor:
-        return torch.as_tensor(np.asarray(values, dtype=np.int64), device=device)
+        return sent(values, device)
 
     def real(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=device)
+        return sent(values, device, dtype=np.float64)
 
     return Batch(
         input_ids_ST=whole(ids),

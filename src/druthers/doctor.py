@@ -129,8 +129,7 @@ def device_checks(torch: ModuleType) -> Iterator[Check]:
     device = torch.device("cuda" if cuda else "cpu")
     yield cuda_check(torch) if cuda else cpu_check(torch, driver=shutil.which("nvidia-smi"))
     yield precision_check(torch, device)
-    kernels = "flash, memory-efficient or plain kernel, chosen by PyTorch" if cuda else "PyTorch's CPU kernel"
-    yield Check("attention", "ok", f"scaled dot product ({kernels}), padded rows")
+    yield attention_check(torch, device)
 
 
 def cuda_check(torch: ModuleType) -> Check:
@@ -161,6 +160,17 @@ def precision_check(torch: ModuleType, device: Any) -> Check:
         f" ({' and '.join(bfloat16_units(torch)) or 'no bfloat16 instructions'})" if device.type == "cpu" else ""
     )
     return Check("precision", "ok", f"{'bfloat16' if fast else 'float32'} compute, float32 master weights{with_what}")
+
+
+def attention_check(torch: ModuleType, device: Any) -> Check:
+    """Which kernels there are for the attention over shared prompts; the model decides at the start of a run."""
+    try:
+        from druthers.kernels import candidates
+    except ImportError as error:
+        return Check("attention", "note", f"unknown until every needed package loads ({error})")
+    return Check(
+        "attention", "ok", f"tried on the model in this order: {', '.join(candidates(device, torch.bfloat16))}"
+    )
 
 
 def bfloat16_units(torch: ModuleType) -> list[str]:

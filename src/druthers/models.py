@@ -30,10 +30,10 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from druthers import attention
+from druthers import kernels
 from druthers.batching import Rung, collate, plan
 from druthers.config import ModelSettings
 from druthers.ladder import PLAIN, Found, climb
@@ -42,8 +42,6 @@ from druthers.records import InputError, user
 from druthers.storage import cache_folder
 from druthers.threads import crew_size, side_by_side
 from druthers.tokens import TokenizedPair, encode_prompt
-
-AttentionInterface.register(attention.NAME, attention.attend)
 
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
@@ -402,6 +400,7 @@ def choose_layout(loaded: Loaded, wanted: str) -> Loaded:
     loaded = replace(loaded, layout=Found("padded", native=loaded.causal.config._attn_implementation))
     settings = loaded.causal.config.get_text_config()
     first: Rung = "shared" if wanted == "auto" else wanted  # type: ignore[assignment]
+    rough = loaded.device.type == "cuda" and loaded.compute != torch.float32
     found = climb(
         loaded.scorer,
         vocabulary=loaded.causal.get_input_embeddings().num_embeddings,
@@ -409,18 +408,21 @@ def choose_layout(loaded: Loaded, wanted: str) -> Loaded:
         window=getattr(settings, "sliding_window", None),
         switch=functools.partial(set_rung, loaded),
         first=first,
+        kernels=kernels.candidates(loaded.device, loaded.compute),
+        rough=functools.partial(computing, loaded) if rough else None,
     )
     if wanted not in ("auto", found.rung):
         raise InputError(
             f"model.layout = {wanted!r}, but model {loaded.name!r} does not compute it exactly "
-            f"({found.tried[0].why_not}); use model.layout=auto"
+            f"({found.why_not(first)}); use model.layout=auto"
         )
     return replace(loaded, layout=replace(found, native=loaded.layout.native))
 
 
-def set_rung(loaded: Loaded, rung: Rung) -> None:
-    """Give the model the attention that a layout needs."""
-    loaded.causal.set_attn_implementation(loaded.layout.native if rung == "padded" else attention.NAME)
+def set_rung(loaded: Loaded, rung: Rung, kernel: str | None = None) -> None:
+    """Give the model the attention that a layout needs, by a kernel or by the one it has chosen."""
+    own = kernels.registered(kernel or loaded.layout.kernel)
+    loaded.causal.set_attn_implementation(loaded.layout.native if rung == "padded" else own)
 
 
 def attach_adapter(loaded: Loaded, settings: ModelSettings, *, seed: int = 0) -> Loaded:
