@@ -14,8 +14,9 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from druthers.batching import Batch
-from druthers.logprobs import pair_logps
+from druthers import devices
+from druthers.batching import Batch, plan
+from druthers.devices import ALONE, World
 from druthers.models import Loaded, adapter_off, computing, score_pairs, second_copy
 from druthers.records import InputError
 from druthers.storage import cache_folder, replacing
@@ -23,6 +24,7 @@ from druthers.tokens import TokenizedPair
 
 Reference = Callable[[Batch, Sequence[TokenizedPair], Loaded], Tensor]
 """Batch, its pairs and the policy that runs them to reference log-probs of shape (2, B)."""
+Scores = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 
 SCORER = "3"
 """Version of everything between token ids and scores; raise it where scores change."""
@@ -93,22 +95,47 @@ def check_cache(
         )
 
 
+def score_shares(
+    reference: Loaded,
+    pairs: Sequence[TokenizedPair],
+    *,
+    token_budget: int,
+    progress: Callable[[int, int], None] | None,
+    world: World,
+) -> Scores:
+    """`score_pairs` with every rank on its share of the tokens; all scores, (2, len(pairs)), stand on every rank."""
+    if world.size == 1:
+        return score_pairs(reference, pairs, token_budget=token_budget, progress=progress)
+    groups = plan(pairs, token_budget=token_budget * world.size, crew=world.size, rung=reference.layout.rung)
+    own = [i for group in groups[world.rank :: world.size] for i in group]
+    found_CP = torch.zeros(2, len(pairs), dtype=torch.float64)
+    scored = score_pairs(reference, [pairs[i] for i in own], token_budget=token_budget, progress=progress)
+    found_CP[:, own] = torch.from_numpy(scored)
+    return world.sum(found_CP).numpy()
+
+
 def cached(
     reference: Loaded,
     pairs: Sequence[TokenizedPair],
     *,
     token_budget: int,
     progress: Callable[[int, int], None] | None = None,
+    world: World = ALONE,
 ) -> Reference:
-    """Look-up into the cache on disk, after scoring what is missing from it."""
+    """Look-up into the cache on disk, after scoring what is missing from it; rank 0 reads, checks and writes it."""
     path = cache_path(reference)
-    known = read_cache(path)
-    check_cache(known, pairs, reference, path=path)
+
+    def read() -> dict[str, tuple[float, float]]:
+        found = read_cache(path)
+        check_cache(found, pairs, reference, path=path)
+        return found
+
+    known = world.first(read)
     missing = list({key: pair for pair in pairs if (key := example_key(pair)) not in known}.values())
     if missing:
-        found = score_pairs(reference, missing, token_budget=token_budget, progress=progress)
+        found = score_shares(reference, missing, token_budget=token_budget, progress=progress, world=world)
         known |= {example_key(pair): (float(c), float(r)) for pair, c, r in zip(missing, *found, strict=True)}
-        write_cache(path, read_cache(path) | known)
+        world.first(lambda: write_cache(path, read_cache(path) | known))
 
     def look_up(batch: Batch, some: Sequence[TokenizedPair], policy: Loaded) -> Tensor:
         values = [known[example_key(pair)] for pair in some]
@@ -122,7 +149,7 @@ def live(reference: Loaded) -> Reference:
 
     def score(batch: Batch, some: Sequence[TokenizedPair], policy: Loaded) -> Tensor:
         with torch.no_grad(), computing(reference):
-            return pair_logps(reference.scorer, batch).double()
+            return reference.logps(batch).double()
 
     return score
 
@@ -148,14 +175,18 @@ def choose(
     *,
     token_budget: int,
     progress: Callable[[int, int], None] | None = None,
+    world: World = ALONE,
 ) -> Plan:
-    """The reference named by `train.reference`; call it before the policy's weights move. 'auto' is the cache."""
+    """The reference named by `train.reference`; call it before the policy's weights move or are split over ranks.
+
+    'auto' is the cache.
+    """
     if kind == "copy":
-        return Plan(live(second_copy(policy)), "copy")
+        return Plan(live(devices.shard(second_copy(policy), world)), "copy")
     if kind == "adapter":
         with adapter_off(policy):
             return Plan(without_adapter, "adapter")
     if not policy.adapted:
-        return Plan(cached(policy, pairs, token_budget=token_budget, progress=progress), "cache")
+        return Plan(cached(policy, pairs, token_budget=token_budget, progress=progress, world=world), "cache")
     with adapter_off(policy) as base:
-        return Plan(cached(base, pairs, token_budget=token_budget, progress=progress), "cache")
+        return Plan(cached(base, pairs, token_budget=token_budget, progress=progress, world=world), "cache")

@@ -1,0 +1,276 @@
+"""Many processes train one model, each on a device of its own: who they are, what they agree on, how weights are split.
+
+`torchrun` starts the processes (ranks) and tells them about each other in environment variables; one process is a world
+of its own, in which nothing here does anything. Weights, gradients and optimizer state are split by rows over the
+ranks (FSDP2); everything else (the order of the pairs, the schedule, what the metrics say) every rank works out alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from druthers.batching import Batch, collate
+from druthers.ladder import made_up
+from druthers.logprobs import pair_logps
+from druthers.models import Loaded, computing, first_line
+from druthers.records import InputError
+
+T = TypeVar("T")
+
+PAUSE = 0.02
+"""Seconds between two looks at whether rank 0 is done: long enough to cost nothing, short beside what it does."""
+ALIKE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+"""Most that a response's log-probability may move when the weights are split, in nats a token."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run and this one's place among them. Rank 0 writes and speaks for all.
+
+    `store` is a few words that all ranks can read, whatever else they are doing.
+    """
+
+    rank: int = 0
+    size: int = 1
+    store: Any = None
+    turns: Iterator[int] = field(default_factory=itertools.count)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes the files and the screen."""
+        return self.rank == 0
+
+    def sum(self, part: Tensor) -> Tensor:
+        """The sum over all ranks, in place, for a tensor on the CPU; the same bits on every rank."""
+        if self.size > 1:
+            dist.all_reduce(part)
+        return part
+
+    def most(self, number: float) -> float:
+        """The largest of the ranks' numbers."""
+        found = torch.tensor(number, dtype=torch.float64)
+        if self.size > 1:
+            dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        return found.item()
+
+    def first(self, act: Callable[[], T]) -> T:
+        """What `act` returns on rank 0, which alone does it, however long it takes; its InputError is everyone's."""
+        if self.size == 1:
+            return act()
+        name, box, fault = f"first/{next(self.turns)}", [], ""
+        if self.leads:
+            try:
+                box = [act()]
+            except InputError as error:
+                fault = str(error)
+            self.store.set(name, fault)
+        else:
+            # Not a collective: those have a time limit, and no signal is heard in them.
+            while not self.store.check([name]):
+                time.sleep(PAUSE)
+            fault = self.store.get(name).decode()
+        if fault:
+            raise InputError(fault)
+        box = box or [None]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]  # type: ignore[no-any-return]
+
+    def whole(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The split weights put together, on the CPU of rank 0 and one after another; nothing on the other ranks."""
+        found = {}
+        for name, weight in weights.items():
+            put_together = weight.detach().full_tensor() if isinstance(weight, DTensor) else weight.detach()
+            if self.leads:
+                found[name] = put_together.cpu().contiguous()
+        return found
+
+    def speaks(self, fault: str, *, lost: bool = False) -> bool:
+        """Whether this rank is to say a fault: the first that has it; a lost connection only as the first of all."""
+        try:
+            before = self.store.add("faults", 1)
+            return bool((before if lost else self.store.add(hashlib.sha256(fault.encode()).hexdigest(), 1)) == 1)
+        except RuntimeError:  # the store went with the rank that kept it
+            return True
+
+    def leave(self) -> None:
+        """Part from the other ranks, for good; all of them do at the same place."""
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+ALONE = World()
+
+
+@contextlib.contextmanager
+def joined(*, device: str) -> Iterator[World]:
+    """The world that `torchrun` made, left at the end of the block; ALONE in a process that was started by itself.
+
+    `device` is the setting model.device. A fault that several ranks have is said by one of them, the others exit
+    silently. Raises InputError for a world that cannot be joined, and where the connection to another rank breaks.
+    """
+    if (size := number("WORLD_SIZE", 1)) == 1:
+        yield ALONE
+        return
+    rank = number("RANK", None)
+    try:
+        world = join(device, local=number("LOCAL_RANK", rank), here=number("LOCAL_WORLD_SIZE", size))
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"rank {rank} of {size} cannot join the others: {first_line(error)}; start them all with torchrun"
+        ) from error
+    try:
+        yield world
+    except InputError as error:
+        if world.speaks(str(error)):
+            raise
+        raise SystemExit(1) from error
+    except RuntimeError as error:
+        if not lost(error):
+            raise
+        text = (
+            f"a process of the run ended or cannot be reached (rank {rank} of {size}: {first_line(error)}); "
+            "what was saved is kept, and the same command continues, on any number of processes"
+        )
+        if world.speaks(text, lost=True):
+            raise InputError(text) from error
+        raise SystemExit(1) from error
+    finally:
+        world.leave()
+
+
+def number(name: str, default: int | None) -> int:
+    """A whole number of the environment that torchrun sets."""
+    text = os.environ.get(name, "" if default is None else str(default))
+    if not text.isdecimal():
+        raise InputError(
+            f"{name} = {text!r} in the environment, but with WORLD_SIZE set it must be a whole number; "
+            "start the processes with torchrun, or unset WORLD_SIZE"
+        )
+    return int(text)
+
+
+def join(device: str, *, local: int, here: int) -> World:
+    """Meet the other ranks. On CUDA every rank of this machine (`here` of them) has the card of its local number."""
+    on_cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if ":" in device:
+        raise InputError(
+            f"model.device = {device!r} names one device, but {here} processes run on this machine; "
+            "use model.device=cuda"
+        )
+    if on_cuda and torch.cuda.device_count() < here:
+        raise InputError(
+            f"{here} processes run on this machine, which has {torch.cuda.device_count()} CUDA devices; "
+            "start torchrun with --nproc-per-node of that number, or use model.device=cpu"
+        )
+    if on_cuda:
+        torch.cuda.set_device(local)
+    store, rank, size = next(iter(dist.rendezvous("env://")))
+    # What is not on a card goes by gloo: results, words, and objects, which so wait for no kernel.
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
+        store=dist.PrefixStore("ranks", store),
+        rank=rank,
+        world_size=size,
+    )
+    return World(rank, size, dist.PrefixStore("words", store))
+
+
+def lost(error: BaseException) -> bool:
+    """Whether an error says that another rank cannot be reached: torch has a class for it, gloo only words."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+class Whole(nn.Module):
+    """Batch to log-probabilities (2, B) as one module, so that its weights stand together while its head is used."""
+
+    def __init__(self, policy: Loaded) -> None:
+        super().__init__()
+        self.model, self.scorer = policy.model, policy.scorer
+
+    def forward(self, batch: Batch) -> Tensor:
+        """As `logprobs.pair_logps`."""
+        return pair_logps(self.scorer, batch)
+
+
+def shard(policy: Loaded, world: World) -> Loaded:
+    """The policy with its weights split over the ranks, in place; the policy itself where there is one rank.
+
+    Every layer is put together for its own forward and backward, in the compute type; what is around the layers
+    (embeddings, last norm, head) for that of the whole, as it is kept. Gradients are summed in float32, never averaged.
+    Raises InputError when the split model does not give the log-probabilities that it gave whole.
+    """
+    if world.size == 1:
+        return policy
+    check_alike(policy, world)
+    before_CB = probe(policy)
+    mesh = init_device_mesh(policy.device.type, (world.size,))
+    in_layers = None if policy.compute == torch.float32 else policy.compute
+    layers = MixedPrecisionPolicy(param_dtype=in_layers, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for layer in reversed(layers_of(policy)):
+        fully_shard(layer, mesh=mesh, mp_policy=layers)
+    whole = fully_shard(Whole(policy), mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
+    for module in whole.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+    split = replace(policy, whole=whole)
+    gap = (probe(split) - before_CB).abs().max().item()
+    if not gap <= ALIKE[policy.compute]:
+        raise InputError(
+            f"model {policy.name!r} gives other log-probabilities when its weights are split over {world.size} "
+            f"processes (difference {gap:.1e} nat a token); train it in one process"
+        )
+    return split
+
+
+def layers_of(policy: Loaded) -> list[nn.Module]:
+    """The decoder layers, by the names transformers keeps of modules that must not be cut."""
+    names = set(policy.causal._no_split_modules or ())
+    return [module for module in policy.causal.modules() if type(module).__name__ in names]
+
+
+@torch.no_grad()
+def probe(policy: Loaded) -> Tensor:
+    """Log-probabilities of a made-up pair, (2, 1), per token."""
+    pair = made_up(policy.causal.get_input_embeddings().num_embeddings, window=None)
+    batch = collate([pair], pad_id=policy.pad_id, rung=policy.layout.rung, device=policy.device)
+    with computing(policy):
+        return policy.logps(batch).cpu() / batch.length_CB.cpu()
+
+
+def check_alike(policy: Loaded, world: World) -> None:
+    """All ranks must have the same weights and compute alike; raises InputError on one that does not."""
+    own = (policy.sha, policy.layout.rung, str(policy.compute).removeprefix("torch."))
+    theirs = world.first(lambda: own)
+    if own != theirs:
+        raise InputError(
+            f"rank {world.rank} has model {own[0][:12]} in {own[1]} rows and {own[2]}, but rank 0 has {theirs[0][:12]} "
+            f"in {theirs[1]} rows and {theirs[2]}; give every machine the same model, model.layout and model.precision"
+        )
+
+
+def part(full: Tensor, like: Tensor) -> Tensor:
+    """This rank's part of a tensor that every rank has in full, split as `like` is; no rank is asked."""
+    if not isinstance(like, DTensor):
+        return full
+    return distribute_tensor(full.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def clip(weights: Mapping[str, Tensor], *, most: float) -> float:
+    """Scale the gradients down to a global norm of at most `most`; returns the norm before."""
+    norm = torch.nn.utils.clip_grad_norm_(weights.values(), most)
+    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
