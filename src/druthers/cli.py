@@ -476,6 +476,8 @@ def main() -> None:
     spends less time on page faults (docs/benchmarks.md). torch reads the variable once, so it is set before that.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if "WORLD_SIZE" in os.environ:  # a broken connection is said by us, without torch's own trace of it
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         app()

@@ -11,16 +11,20 @@ import contextlib
 import hashlib
 import itertools
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from druthers.batching import Batch, collate
@@ -33,6 +37,8 @@ T = TypeVar("T")
 
 PAUSE = 0.02
 """Seconds between two looks at whether rank 0 is done: long enough to cost nothing, short beside what it does."""
+MOMENT = 1.0
+"""Seconds that rank 0 stays at a fault, for the others to say theirs or nothing."""
 ALIKE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """Most that a response's log-probability may move when the weights are split, in nats a token."""
 
@@ -71,10 +77,10 @@ class World:
         """What `act` returns on rank 0, which alone does it, however long it takes; its InputError is everyone's."""
         if self.size == 1:
             return act()
-        name, box, fault = f"first/{next(self.turns)}", [], ""
+        name, fault, box = f"first/{next(self.turns)}", "", cast(list[T], [None])
         if self.leads:
             try:
-                box = [act()]
+                box[0] = act()
             except InputError as error:
                 fault = str(error)
             self.store.set(name, fault)
@@ -85,26 +91,33 @@ class World:
             fault = self.store.get(name).decode()
         if fault:
             raise InputError(fault)
-        box = box or [None]
         dist.broadcast_object_list(box, src=0)
-        return box[0]  # type: ignore[no-any-return]
+        return box[0]
 
     def whole(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The split weights put together, on the CPU of rank 0 and one after another; nothing on the other ranks."""
         found = {}
         for name, weight in weights.items():
-            put_together = weight.detach().full_tensor() if isinstance(weight, DTensor) else weight.detach()
+            full = together(weight.detach())
             if self.leads:
-                found[name] = put_together.cpu().contiguous()
+                found[name] = full.cpu().contiguous()
         return found
 
     def speaks(self, fault: str, *, lost: bool = False) -> bool:
         """Whether this rank is to say a fault: the first that has it; a lost connection only as the first of all."""
         try:
-            before = self.store.add("faults", 1)
-            return bool((before if lost else self.store.add(hashlib.sha256(fault.encode()).hexdigest(), 1)) == 1)
+            alike = 0 if lost else self.store.add(hashlib.sha256(fault.encode()).hexdigest(), 1)
+            faults = self.store.add("faults", 1)  # last: rank 0 waits for it
+            return bool((faults if lost else alike) == 1)
         except RuntimeError:  # the store went with the rank that kept it
             return True
+
+    def linger(self) -> None:
+        """Where rank 0 keeps the store: stay until the others have asked who speaks, or a moment when they cannot."""
+        until = time.monotonic() + MOMENT
+        with contextlib.suppress(RuntimeError):
+            while self.leads and self.store.add("faults", 0) < self.size and time.monotonic() < until:
+                time.sleep(PAUSE)
 
     def leave(self) -> None:
         """Part from the other ranks, for good; all of them do at the same place."""
@@ -120,7 +133,8 @@ def joined(*, device: str) -> Iterator[World]:
     """The world that `torchrun` made, left at the end of the block; ALONE in a process that was started by itself.
 
     `device` is the setting model.device. A fault that several ranks have is said by one of them, the others exit
-    silently. Raises InputError for a world that cannot be joined, and where the connection to another rank breaks.
+    silently; the process must then end, for only that tells the other ranks, wherever they are (to leave properly may
+    wait for them). Raises InputError for a world that cannot be joined, and where the connection to another breaks.
     """
     if (size := number("WORLD_SIZE", 1)) == 1:
         yield ALONE
@@ -135,9 +149,10 @@ def joined(*, device: str) -> Iterator[World]:
     try:
         yield world
     except InputError as error:
-        if world.speaks(str(error)):
-            raise
-        raise SystemExit(1) from error
+        if not world.speaks(str(error)):
+            raise SystemExit(1) from error
+        world.linger()
+        raise
     except RuntimeError as error:
         if not lost(error):
             raise
@@ -145,10 +160,11 @@ def joined(*, device: str) -> Iterator[World]:
             f"a process of the run ended or cannot be reached (rank {rank} of {size}: {first_line(error)}); "
             "what was saved is kept, and the same command continues, on any number of processes"
         )
-        if world.speaks(text, lost=True):
-            raise InputError(text) from error
-        raise SystemExit(1) from error
-    finally:
+        if not world.speaks(text, lost=True):
+            raise SystemExit(1) from error
+        world.linger()
+        raise InputError(text) from error
+    else:
         world.leave()
 
 
@@ -178,15 +194,30 @@ def join(device: str, *, local: int, here: int) -> World:
         )
     if on_cuda:
         torch.cuda.set_device(local)
-    store, rank, size = next(iter(dist.rendezvous("env://")))
-    # What is not on a card goes by gloo: results, words, and objects, which so wait for no kernel.
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
-        store=dist.PrefixStore("ranks", store),
-        rank=rank,
-        world_size=size,
-    )
-    return World(rank, size, dist.PrefixStore("words", store))
+    with mortal():
+        store, rank, size = next(iter(rendezvous("env://")))
+        # What is not on a card goes by gloo: results, words, and objects, which so wait for no kernel.
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
+            store=PrefixStore("ranks", store),
+            rank=rank,
+            world_size=size,
+        )
+    return World(rank, size, PrefixStore("words", store))
+
+
+@contextlib.contextmanager
+def mortal() -> Iterator[None]:
+    """A signal ends the process at once inside the block: whoever waits for others in C++ runs no handler of ours."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def lost(error: BaseException) -> bool:
@@ -222,7 +253,8 @@ def shard(policy: Loaded, world: World) -> Loaded:
     layers = MixedPrecisionPolicy(param_dtype=in_layers, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in reversed(layers_of(policy)):
         fully_shard(layer, mesh=mesh, mp_policy=layers)
-    whole = fully_shard(Whole(policy), mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
+    whole = Whole(policy)
+    fully_shard(whole, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
     for module in whole.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
@@ -270,7 +302,11 @@ def part(full: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(full.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
+def together(tensor: Tensor) -> Tensor:
+    """A split tensor put together, on every rank at once; any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def clip(weights: Mapping[str, Tensor], *, most: float) -> float:
     """Scale the gradients down to a global norm of at most `most`; returns the norm before."""
-    norm = torch.nn.utils.clip_grad_norm_(weights.values(), most)
-    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+    return together(torch.nn.utils.clip_grad_norm_(weights.values(), most)).item()

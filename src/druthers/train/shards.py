@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from druthers.devices import lost, part
@@ -39,7 +41,7 @@ def write(folder: Path, policy: Loaded, optimizer: Optimizer) -> str:
         table |= {f"{kind}.{name}": value for kind, value in optimizer.state.get(weight, {}).items()}
     try:
         with one_sentence():
-            dcp.save(table, storage_writer=dcp.FileSystemWriter(folder))
+            save(table, storage_writer=FileSystemWriter(folder))
     except OSError as error:
         return str(error)
     return ""
@@ -53,12 +55,12 @@ def read(folder: Path, policy: Loaded, optimizer: Optimizer) -> None:
     """
     own = trainable(policy)
     with one_sentence():
-        entries = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+        entries = FileSystemReader(folder).read_metadata().state_dict_metadata
         check_names({name: size for kind, name, size in sizes(entries) if kind == WEIGHT}, policy, folder)
         table = {key: place(entry, own[key.partition(".")[2]]) for key, entry in entries.items()}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*assuming the intent is to load in a single process", UserWarning)
-            dcp.load(table, storage_reader=dcp.FileSystemReader(folder), no_dist=not dist.is_initialized())
+            load(table, storage_reader=FileSystemReader(folder), no_dist=not dist.is_initialized())
     for key, value in table.items():
         kind, _, name = key.partition(".")
         if kind == WEIGHT:
@@ -89,7 +91,7 @@ def place(entry: Any, weight: Tensor) -> Any:
 def read_whole(weights: Path, state: Path, policy: Loaded, optimizer: Optimizer) -> None:
     """Each rank its part of what one process wrote: weights as safetensors, the optimizer by `torch.save`."""
     own = trainable(policy)
-    with safe_open(weights, "pt") as saved:  # type: ignore[no-untyped-call]
+    with safe_open(weights, "pt") as saved:
         check_names({name: tuple(saved.get_slice(name).get_shape()) for name in saved.keys()}, policy, weights)  # noqa: SIM118
         for name, weight in own.items():
             weight.copy_(part(saved.get_tensor(name), weight))
