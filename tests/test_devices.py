@@ -389,6 +389,13 @@ def test_ranks_with_other_weights_are_refused(tmp_path: Path) -> None:
     ]
 
 
+def test_weights_of_another_type_are_not_split() -> None:
+    learner = policy()
+    learner.model.lm_head.bfloat16()
+    with pytest.raises(InputError, match="has weights in bfloat16, but only float32 ones are split"):
+        devices.shard(learner, World(0, 2))
+
+
 def test_a_model_that_is_another_one_when_split_is_refused(tmp_path: Path) -> None:
     def act(world: World) -> None:
         learner = policy()

@@ -242,10 +242,12 @@ def shard(policy: Loaded, world: World) -> Loaded:
 
     Every layer is put together for its own forward and backward, in the compute type; what is around the layers
     (embeddings, last norm, head) for that of the whole, as it is kept. Gradients are summed in float32, never averaged.
-    Raises InputError when the split model does not give the log-probabilities that it gave whole.
+    Raises InputError for weights that are not all float32, and when the split model does not give the
+    log-probabilities that it gave whole.
     """
     if world.size == 1:
         return policy
+    check_float32(policy)
     check_alike(policy, world)
     before_CB = probe(policy)
     mesh = init_device_mesh(policy.device.type, (world.size,))
@@ -282,6 +284,16 @@ def probe(policy: Loaded) -> Tensor:
     batch = collate([pair], pad_id=policy.pad_id, rung=policy.layout.rung, device=policy.device)
     with computing(policy):
         return policy.logps(batch).cpu() / batch.length_CB.cpu()
+
+
+def check_float32(policy: Loaded) -> None:
+    """FSDP splits what is of one type; raises InputError for weights that are held in another."""
+    others = {str(weight.dtype).removeprefix("torch.") for weight in policy.model.parameters()} - {"float32"}
+    if others:
+        raise InputError(
+            f"model {policy.name!r} has weights in {', '.join(sorted(others))}, but only float32 ones are split over "
+            "processes; train it in one process, or hold its weights in float32"
+        )
 
 
 def check_alike(policy: Loaded, world: World) -> None:
