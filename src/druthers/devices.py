@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import itertools
 import os
+import re
 import signal
 import threading
 import time
@@ -47,12 +48,13 @@ ALIKE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 class World:
     """The processes of a run and this one's place among them. Rank 0 writes and speaks for all.
 
-    `store` is a few words that all ranks can read, whatever else they are doing.
+    `store` is a few words that all ranks can read, whatever else they are doing; `keeps` it: it ends with this process.
     """
 
     rank: int = 0
     size: int = 1
     store: Any = None
+    keeps: bool = False
     turns: Iterator[int] = field(default_factory=itertools.count)
 
     @property
@@ -113,10 +115,10 @@ class World:
             return True
 
     def linger(self) -> None:
-        """Where rank 0 keeps the store: stay until the others have asked who speaks, or a moment when they cannot."""
+        """Where the store ends with this process: stay until the others have asked who speaks, or a moment."""
         until = time.monotonic() + MOMENT
         with contextlib.suppress(RuntimeError):
-            while self.leads and self.store.add("faults", 0) < self.size and time.monotonic() < until:
+            while self.keeps and self.store.add("faults", 0) < self.size and time.monotonic() < until:
                 time.sleep(PAUSE)
 
     def leave(self) -> None:
@@ -149,6 +151,7 @@ def joined(*, device: str) -> Iterator[World]:
     try:
         yield world
     except InputError as error:
+        deafen()
         if not world.speaks(str(error)):
             raise SystemExit(1) from error
         world.linger()
@@ -157,9 +160,10 @@ def joined(*, device: str) -> Iterator[World]:
         if not lost(error):
             raise
         text = (
-            f"a process of the run ended or cannot be reached (rank {rank} of {size}: {first_line(error)}); "
+            f"a process of the run ended or cannot be reached (rank {rank} of {size}: {reason(error)}); "
             "what was saved is kept, and the same command continues, on any number of processes"
         )
+        deafen()
         if not world.speaks(text, lost=True):
             raise SystemExit(1) from error
         world.linger()
@@ -203,7 +207,14 @@ def join(device: str, *, local: int, here: int) -> World:
             rank=rank,
             world_size=size,
         )
-    return World(rank, size, PrefixStore("words", store))
+    by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return World(rank, size, PrefixStore("words", store), keeps=rank == 0 and not by_agent)
+
+
+def deafen() -> None:
+    """torchrun ends the ranks that are left by a signal, which must not come between a fault and its sentence."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
@@ -223,6 +234,15 @@ def mortal() -> Iterator[None]:
 def lost(error: BaseException) -> bool:
     """Whether an error says that another rank cannot be reached: torch has a class for it, gloo only words."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+def reason(error: BaseException) -> str:
+    """What an error says first, without gloo's place in its own code and its advice.
+
+    >>> reason(RuntimeError("[gloo/pair.cc:537] Read error [::1]:9: Connection reset by peer. This is typically"))
+    'Read error [::1]:9: Connection reset by peer'
+    """
+    return re.sub(r"^\[[^ ]*\] ", "", first_line(error)).split(". ")[0]
 
 
 class Whole(nn.Module):
