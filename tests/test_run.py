@@ -268,11 +268,12 @@ def test_the_run_notes_where_it_ran(tmp_path: Path) -> None:
         attention="sdpa",
         layout="padded",
         threads=1,
+        ranks=1,
         torch_version="2",
         transformers_version="5",
     )
     expected = {"druthers", "python", "torch", "transformers", "platform", "cpu", "threads", "device", "precision"}
-    assert note.keys() == expected | {"attention", "layout", "commit"}
+    assert note.keys() == expected | {"attention", "layout", "ranks", "commit"}
     note_code(Run(tmp_path))
     assert (tmp_path / "code.diff").is_file()
     assert input_note("x", tmp_path / "code.diff")["path"] == "x"

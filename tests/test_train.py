@@ -37,7 +37,7 @@ from druthers.models import Loaded, attach_adapter, remove_tree, trainable, weig
 from druthers.records import InputError, Outcome
 from druthers.run import Run
 from druthers.tokens import TokenizedPair, tokenize
-from druthers.train import Interrupted, checkpoint, loop, reference, train
+from druthers.train import Interrupted, checkpoint, logs, loop, reference, train
 from druthers.train.interruption import Interruption
 from tests import tiny
 from tests.calls import in_child
@@ -404,7 +404,7 @@ def test_a_run_stopped_after_any_line_of_its_metrics_continues_bit_for_bit(
     same(tmp_path / "whole", tmp_path / "cut")
 
 
-WATCHED = tuple(str(Path(module.__file__)) for module in (loop, checkpoint, storage) if module.__file__)
+WATCHED = tuple(str(Path(module.__file__)) for module in (loop, logs, checkpoint, storage) if module.__file__)
 
 
 class Fuse:

@@ -182,8 +182,17 @@ def headline(result: dict[str, Any]) -> Table:
 
 
 @app.callback()
-def about(*, version: Annotated[bool, typer.Option("--version", help="Say which version this is.")] = False) -> None:
+def about(
+    context: typer.Context,
+    *,
+    version: Annotated[bool, typer.Option("--version", help="Say which version this is.")] = False,
+) -> None:
     """Align language models with people's preferences: collect pairs, train by DPO, prove what changed."""
+    if os.environ.get("WORLD_SIZE", "1") != "1" and context.invoked_subcommand not in (None, *TOGETHER):
+        raise InputError(
+            f"`druthers {context.invoked_subcommand}` runs in one process, only {' and '.join(TOGETHER)} in many; "
+            "start it without torchrun"
+        )
     if version:
         from druthers import __version__
 
@@ -205,7 +214,8 @@ def align(
     settings = settings_from(recipe, model, data, run, overrides)
     from druthers import pipeline
 
-    show(pipeline.align(settings, screen=bars), as_json=as_json, table=headline)
+    if found := pipeline.align(settings, screen=bars):
+        show(found, as_json=as_json, table=headline)
 
 
 @app.command()
@@ -241,13 +251,13 @@ def train(
     """Train on the pairs of the run (curated first where they are not); the same command continues a stopped run."""
     settings = settings_from(recipe, model, data, run, overrides)
     from druthers import pipeline
-    from druthers.run import open_run
+    from druthers.session import session
 
     pipeline.prepare(settings)
-    with open_run(settings) as opened:
-        pipeline.curate_stage(opened, settings, screen=bars)
-        pipeline.train_stage(opened, settings, screen=bars)
-        show({"run": settings.run, **opened.summary()}, as_json=as_json, table=facts)
+    with session(settings, screen=bars) as here:
+        pipeline.learn(here, settings)
+        if here.world.leads:
+            show({"run": settings.run, **here.run.summary()}, as_json=as_json, table=facts)
 
 
 @app.command()
@@ -451,6 +461,8 @@ def check_table(result: dict[str, Any]) -> Table:
     return table
 
 
+TOGETHER = ("align", "train")
+"""What several processes, started by torchrun, can do together."""
 STAGES = {"align", "curate", "train", "evaluate", "report"}
 CTRL_C = 130
 """The exit code typer gives a KeyboardInterrupt."""
@@ -464,6 +476,8 @@ def main() -> None:
     spends less time on page faults (docs/benchmarks.md). torch reads the variable once, so it is set before that.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if "WORLD_SIZE" in os.environ:  # a broken connection is said by us, without torch's own trace of it
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         app()

@@ -115,7 +115,8 @@ class TrainSettings(Section):
     token_budget: int = Field(
         2048,
         ge=16,
-        description="most tokens at once, padding too: in one micro-batch, or in the two that a CPU runs side by side",
+        description="most tokens a process takes at once, padding too: in one micro-batch, or in the two that a CPU "
+        "runs side by side",
     )
     learning_rate: float = Field(5e-6, gt=0, description="peak learning rate")
     schedule: Literal["linear", "cosine", "constant"] = Field("cosine", description="shape after warm-up")

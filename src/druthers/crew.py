@@ -3,18 +3,21 @@
 The policy holds the master weights, which the optimizer moves. Where the compute type is not theirs, the weights of the
 linear layers stand in it once more, cast after every step instead of in every forward; gradients are summed in the
 type of the masters. Every member sums its own micro-batches and the sums are added in the order of the members, so the
-result does not depend on who is faster.
+result does not depend on who is faster. Where the weights are split over ranks, each of them has a crew of one.
 """
 
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from druthers.devices import ALONE, World
 from druthers.models import Loaded, trainable
 from druthers.threads import crew_size
 
@@ -27,6 +30,26 @@ class Crew:
     members: list[Loaded]
     casts: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     sums: list[dict[str, Tensor]] = field(default_factory=list)
+    world: World = ALONE
+
+    @property
+    def seats(self) -> int:
+        """Members on all ranks."""
+        return self.world.size * len(self.members)
+
+    def turns(self, groups: list[list[int]], member: int) -> Iterator[list[int]]:
+        """The micro-batches of a member, one by one; gradients are exchanged between ranks with the last.
+
+        All ranks have the same number of them, for the weights come together on all at once; where there are not
+        enough, the last one is empty.
+        """
+        own = groups[self.world.rank * len(self.members) + member :: self.seats]
+        if self.policy.whole is not None and len(own) < math.ceil(len(groups) / self.seats):
+            own.append([])
+        for turn, group in enumerate(own, start=1):
+            if self.policy.whole is not None:
+                self.policy.whole.set_requires_gradient_sync(turn == len(own))
+            yield group
 
     def collect(self, member: int) -> None:
         """Add the gradients of the member's last micro-batch to its sums; called by whoever ran it."""
@@ -53,8 +76,10 @@ class Crew:
             cast.copy_(master)
 
 
-def crew_of(policy: Loaded) -> Crew:
+def crew_of(policy: Loaded, world: World = ALONE) -> Crew:
     """As many members as micro-batches run side by side; in float32 the policy is the first of them."""
+    if policy.whole is not None:
+        return Crew(policy, [policy], sums=[{}], world=world)
     count = crew_size(policy.device)
     copies = {id(weight): weight.detach().to(policy.compute) for weight in castable(policy)}
     members = (

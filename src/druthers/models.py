@@ -34,10 +34,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from druthers import kernels
-from druthers.batching import Rung, collate, plan
+from druthers.batching import Batch, Rung, collate, plan
 from druthers.config import ModelSettings
 from druthers.ladder import PLAIN, Found, climb
-from druthers.logprobs import Scorer, shaped, token_logps
+from druthers.logprobs import Scorer, pair_logps, shaped, token_logps
 from druthers.records import InputError, user
 from druthers.storage import cache_folder
 from druthers.threads import crew_size, side_by_side
@@ -68,7 +68,8 @@ UNREADABLE = (
 class Loaded:
     """A model in memory with its tokenizer. Master weights are float32; `compute` is the type of the matrix products.
 
-    `sha` identifies the base weights (adapter excluded) by name and content; `layout` is how its rows are laid out.
+    `sha` identifies the base weights (adapter excluded) by name and content; `layout` is how its rows are laid out;
+    `whole` is the module that puts the weights together for scoring where they are split over devices.
     """
 
     model: Any
@@ -78,6 +79,7 @@ class Loaded:
     compute: torch.dtype
     device: torch.device
     layout: Found = PLAIN
+    whole: Any = None
 
     @property
     def causal(self) -> Any:
@@ -93,6 +95,15 @@ class Loaded:
     def scorer(self) -> Scorer:
         """Backbone and head for `logprobs`."""
         return scorer_of(self.causal)
+
+    def logps(self, batch: Batch, *, chunk: int | None = None) -> Tensor:
+        """`pair_logps` of a batch, (2, B); split weights are asked for on every device at once."""
+        if self.whole is None:
+            return pair_logps(self.scorer, batch, chunk=chunk)
+        found: Tensor = self.whole(batch, chunk=chunk)
+        if not torch.is_grad_enabled():
+            self.whole.reshard()  # with gradients the backward does
+        return found
 
     @property
     def pad_id(self) -> int:

@@ -9,7 +9,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import transformers
@@ -17,45 +17,41 @@ import transformers
 from druthers import models, storage
 from druthers.config import ModelSettings, Settings
 from druthers.curate import curate, fingerprint
+from druthers.devices import ALONE, World
 from druthers.evaluate import evaluate
 from druthers.judges import load_rubric
 from druthers.models import Loaded
 from druthers.records import InputError, Pair, Prompt
 from druthers.report import write_report
-from druthers.run import TRAINING, Run, environment, input_note, note_code, open_run
+from druthers.run import TRAINING, Run, environment, input_note, note_code
+from druthers.session import Screen, Session, session
 from druthers.tokens import TokenizedPair, tokenize
 from druthers.train import train
 from druthers.train.checkpoint import best
 from druthers.train.loop import make_schedule, peak_memory_gib
 
-Bar = Callable[[int, int], None]
-
-
-class Screen(Protocol):
-    """Where progress is shown."""
-
-    def stage(self, text: str) -> None:
-        """A stage begins."""
-
-    def say(self, text: str) -> None:
-        """One line of what was found or derived."""
-
-    def bar(self, label: str) -> Bar:
-        """A progress bar: call it with (done, total)."""
-
-    def clear(self) -> None:
-        """The bars of the stage are done."""
-
 
 def align(settings: Settings, *, screen: Screen) -> dict[str, Any]:
-    """curate -> train -> evaluate -> report in one run directory; returns the summary with the path of the report."""
+    """curate -> train -> evaluate -> report in one run directory; returns the summary with the path of the report.
+
+    Started by torchrun, all ranks curate (rank 0 does) and train; rank 0 then evaluates and reports alone, and the
+    others return nothing.
+    """
     prepare(settings)
-    with open_run(settings) as run:
-        check_evaluation(run, settings)
-        curate_stage(run, settings, screen=screen)
-        trained = train_stage(run, settings, screen=screen)
-        evaluate_stage(run, settings, screen=screen, policy=trained)
-        return report_stage(run, screen=screen)
+    with session(settings, screen=screen) as here:
+        here.world.first(lambda: check_evaluation(here.run, settings))
+        policy = learn(here, settings)
+        here.world.leave()
+        if not here.world.leads:
+            return {}
+        evaluate_stage(here.run, settings, screen=here.screen, policy=policy)
+        return report_stage(here.run, screen=here.screen)
+
+
+def learn(here: Session, settings: Settings) -> Loaded | None:
+    """curate -> train; the policy at its best checkpoint, or None where it must be loaded."""
+    here.world.first(lambda: curate_stage(here.run, settings, screen=here.screen))
+    return train_stage(here.run, settings, screen=here.screen, world=here.world)
 
 
 def prepare(settings: Settings) -> None:
@@ -127,16 +123,19 @@ def read_pairs(run: Run, part: str, tokenizer: Any, settings: Settings) -> list[
     return [tokenize(pair, tokenizer, max_prompt=limits.max_prompt, max_response=limits.max_response) for pair in pairs]
 
 
-def train_stage(run: Run, settings: Settings, *, screen: Screen) -> Loaded | None:
-    """Checkpoints, metrics and outcomes; the policy at its best checkpoint, or None when all that stood already."""
-    if "train" in run.summary():
+def train_stage(run: Run, settings: Settings, *, screen: Screen, world: World = ALONE) -> Loaded | None:
+    """Checkpoints, metrics and outcomes; the policy at its best checkpoint.
+
+    None when all that stood already, and with several ranks, whose weights are in parts.
+    """
+    if world.first(lambda: "train" in run.summary()):
         return None
     screen.stage("train")
     since = time.monotonic()
     policy = models.load(settings.model, seed=settings.seed)
-    note_inputs(run, settings, policy)
+    world.first(lambda: note_inputs(run, settings, policy, ranks=world.size))
     pairs, heldout = (read_pairs(run, part, policy.tokenizer, settings) for part in ("train", "heldout"))
-    say_plan(settings, policy, pairs, screen=screen)
+    say_plan(settings, policy, pairs, screen=screen, ranks=world.size)
     section = train(
         run,
         settings,
@@ -146,20 +145,30 @@ def train_stage(run: Run, settings: Settings, *, screen: Screen) -> Loaded | Non
         note=watcher(screen, settings, len(pairs)),
         scoring=screen.bar("reference log-probs"),
         say=lambda text: screen.say(f"  {text}"),
+        world=world,
     )
     screen.clear()
+    world.first(lambda: note_training(run, section, since=since, screen=screen))
+    if world.size > 1:
+        del policy
+        gc.collect()
+        return None
+    models.restore_trainable(policy, best(run.folder) / "weights.safetensors")
+    gc.collect()
+    return policy
+
+
+def note_training(run: Run, section: dict[str, Any], *, since: float, screen: Screen) -> None:
+    """The training in the summary and on the screen."""
     run.update_summary({"train": section})
     timed(run, "train", since=since)
     screen.say(
         f"{section['steps']} steps at {section['pairs_per_second']:.2f} pairs/s; "
         f"best checkpoint: step {section['best_step']}"
     )
-    models.restore_trainable(policy, best(run.folder) / "weights.safetensors")
-    gc.collect()
-    return policy
 
 
-def note_inputs(run: Run, settings: Settings, policy: Loaded) -> None:
+def note_inputs(run: Run, settings: Settings, policy: Loaded, *, ranks: int) -> None:
     """environment.json, inputs.json and code.diff; a run that is continued must be on the same weights."""
     check_same_model(run, policy)
     where = storage.locate(settings.data.pairs)
@@ -180,6 +189,7 @@ def note_inputs(run: Run, settings: Settings, policy: Loaded) -> None:
         attention=str(policy.causal.config._attn_implementation),
         layout=policy.layout.text,
         threads=torch.get_num_threads(),
+        ranks=ranks,
         torch_version=torch.__version__,
         transformers_version=transformers.__version__,
     )
@@ -187,7 +197,7 @@ def note_inputs(run: Run, settings: Settings, policy: Loaded) -> None:
     note_code(run)
 
 
-def say_plan(settings: Settings, policy: Loaded, pairs: list[TokenizedPair], *, screen: Screen) -> None:
+def say_plan(settings: Settings, policy: Loaded, pairs: list[TokenizedPair], *, screen: Screen, ranks: int) -> None:
     """Print what follows from the settings before the first step."""
     t = settings.train
     trained = sum(weight.numel() for weight in models.trainable(policy).values())
@@ -199,6 +209,8 @@ def say_plan(settings: Settings, policy: Loaded, pairs: list[TokenizedPair], *, 
         f"{str(policy.compute).removeprefix('torch.')} compute on {policy.device}, {torch.get_num_threads()} threads"
     )
     screen.say(f"rows: {policy.layout.text}")
+    if ranks > 1:
+        screen.say(f"weights split over {ranks} processes, which share the pairs of every step")
     screen.say(
         f"{total:,} steps of {t.pairs_per_step} pairs: {used:,} of {len(pairs):,} pairs, {tokens:,.0f} tokens each; "
         f"{settings.loss.name} loss, learning rate {t.learning_rate:g}"

@@ -204,6 +204,7 @@ def environment(
     attention: str,
     layout: str,
     threads: int,
+    ranks: int,
     torch_version: str,
     transformers_version: str,
 ) -> dict[str, Any]:
@@ -216,6 +217,7 @@ def environment(
         "platform": platform.platform(),
         "cpu": cpu_name(),
         "threads": threads,
+        "ranks": ranks,
         "device": device,
         "precision": precision,
         "attention": attention,

@@ -6,52 +6,34 @@ Letters: C pair axis (0 chosen, 1 rejected), B pairs of a micro-batch, P pairs o
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-import os
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from druthers.batching import Order, collate, plan, step_count
+from druthers import devices
+from druthers.batching import Batch, Order, collate, plan, step_count
 from druthers.config import Settings, TrainSettings
 from druthers.crew import Crew, crew_of
-from druthers.logprobs import pair_logps
+from druthers.devices import ALONE, World
 from druthers.losses import LOSSES, Loss, PairTerms
 from druthers.models import Loaded, computing, trainable
-from druthers.records import InputError, Outcome
+from druthers.records import InputError
 from druthers.run import Run
-from druthers.storage import replacing
 from druthers.threads import side_by_side
 from druthers.tokens import TokenizedPair
 from druthers.train import checkpoint, reference
 from druthers.train.checkpoint import Position
 from druthers.train.interruption import Interrupted, Interruption
+from druthers.train.logs import OUTCOME_LOG, Log, Row, Scored, metrics_of, open_logs, write_outcomes
 from druthers.train.reference import Reference
 
-OUTCOME_LOG = "outcomes.jsonl"
-Row = dict[str, Any]
 Learn = Literal["learn", "look", "start"]
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """What a set of pairs did: log-probs, log-ratios, lengths (2, P) and losses (P,), float64 on the CPU."""
-
-    pairs: Sequence[TokenizedPair]
-    logp_CP: Tensor
-    ratio_CP: Tensor
-    length_CP: Tensor
-    loss_P: Tensor
-    tokens: int
 
 
 def make_loss(settings: Settings, pairs: Sequence[TokenizedPair], heldout: Sequence[TokenizedPair]) -> Loss:
@@ -110,147 +92,50 @@ def run_pairs(
     """Forward (and, to "learn", backward) over all micro-batches of a set; to "start", the policy is the reference.
 
     The objective is sum(w l) / sum(w) over the whole set, so it does not depend on how the set is cut. Every member of
-    the crew has its own share of the micro-batches, so the gradient is summed in one order, whoever is faster.
+    the crew, on every rank, has its own share of the micro-batches, so the gradient is summed in one order, whoever is
+    faster; what was found of all pairs stands on every rank.
     """
-    weight_sum = sum(pair.weight for pair in pairs)
-    logp_CP, ratio_CP, length_CP = (torch.zeros(2, len(pairs), dtype=torch.float64) for _ in range(3))
-    loss_P = torch.zeros(len(pairs), dtype=torch.float64)
+    weight_sum, learns = sum(pair.weight for pair in pairs), learn == "learn"
+    table_7P = torch.zeros(7, len(pairs), dtype=torch.float64)
+    logp_CP, ratio_CP, length_CP, loss_P = table_7P[0:2], table_7P[2:4], table_7P[4:6], table_7P[6]
+
+    def forward(some: Sequence[TokenizedPair], policy: Loaded) -> tuple[Batch, Tensor, Tensor]:
+        batch = collate(some, pad_id=policy.pad_id, rung=policy.layout.rung, device=policy.device)
+        reference_CB = scores(batch, some, policy)
+        with computing(policy):
+            policy_CB = reference_CB if learn == "start" else policy.logps(batch).double()
+        return batch, policy_CB, reference_CB
+
+    def backward(objective: Tensor, member: int) -> None:
+        if learns and weight_sum > 0:
+            objective.backward()  # type: ignore[no-untyped-call]
+            crew.collect(member)
 
     def run(group: list[int], member: int) -> int:
-        policy = crew.members[member]
-        some = [pairs[i] for i in group]
-        batch = collate(some, pad_id=policy.pad_id, rung=policy.layout.rung, device=policy.device)
-        with torch.set_grad_enabled(learn == "learn"):
-            reference_CB = scores(batch, some, policy)
-            with computing(policy):
-                policy_CB = reference_CB if learn == "start" else pair_logps(policy.scorer, batch).double()
-            terms = PairTerms(
-                p_B=batch.p_B.double(), margin_B=batch.margin_B.double(), length_CB=batch.length_CB.double()
-            )
-            loss_B = loss.of(policy_CB, reference_CB, terms)
-            if learn == "learn" and weight_sum > 0:
-                ((loss_B * batch.weight_B).sum() / weight_sum).backward()  # type: ignore[no-untyped-call]
-                crew.collect(member)
+        if not group:  # the shortest pair, counted nowhere: all ranks ask for the weights equally often
+            backward(0.0 * forward([min(pairs, key=lambda pair: pair.longest)], crew.members[member])[1].sum(), member)
+            return 0
+        batch, policy_CB, reference_CB = forward([pairs[i] for i in group], crew.members[member])
+        terms = PairTerms(p_B=batch.p_B.double(), margin_B=batch.margin_B.double(), length_CB=batch.length_CB.double())
+        loss_B = loss.of(policy_CB, reference_CB, terms)
+        backward((loss_B * batch.weight_B).sum() / (weight_sum or 1.0), member)
         logp_CP[:, group] = policy_CB.detach().cpu()
         ratio_CP[:, group] = (policy_CB.detach() - reference_CB).cpu()
         length_CP[:, group] = batch.length_CB.double().cpu()
         loss_P[group] = loss_B.detach().cpu()
         return batch.tokens
 
-    count = len(crew.members)
-    groups = plan(pairs, token_budget=token_budget, crew=count, rung=crew.policy.layout.rung)
+    world, count = crew.world, len(crew.members)
+    groups = plan(pairs, token_budget=token_budget * world.size, crew=crew.seats, rung=crew.policy.layout.rung)
 
     def share(member: int) -> int:
-        return sum(run(group, member) for group in groups[member::count])
+        with torch.set_grad_enabled(learns and weight_sum > 0):
+            return sum(run(group, member) for group in crew.turns(groups, member))
 
     tokens = sum(side_by_side(share, range(min(count, len(groups))), workers=count))
     crew.gather()
-    return Scored(pairs, logp_CP, ratio_CP, length_CP, loss_P, tokens)
-
-
-def metrics_of(scored: Scored, *, beta: float) -> Row:
-    """Means over the pairs, under the names TRL gives the same quantities."""
-    weight_P = torch.tensor([pair.weight for pair in scored.pairs], dtype=torch.float64)
-    reward_CP = beta * scored.ratio_CP
-    margin_P = reward_CP[0] - reward_CP[1]
-    right_P = (margin_P > 0).double() + 0.5 * (margin_P == 0).double()
-    return {
-        "loss": ((scored.loss_P * weight_P).sum() / weight_P.sum()).item() if weight_P.sum() > 0 else None,
-        "rewards/chosen": reward_CP[0].mean().item(),
-        "rewards/rejected": reward_CP[1].mean().item(),
-        "rewards/margins": margin_P.mean().item(),
-        "rewards/accuracies": right_P.mean().item(),
-        "logps/chosen": scored.logp_CP[0].mean().item(),
-        "logps/rejected": scored.logp_CP[1].mean().item(),
-        "pairs": len(scored.pairs),
-        "tokens": scored.tokens,
-    }
-
-
-def outcomes_of(scored: Scored, *, step: int, split: Literal["train", "heldout"]) -> Iterator[Outcome]:
-    """One record a pair."""
-    columns = (
-        scored.logp_CP[0],
-        scored.logp_CP[1],
-        scored.ratio_CP[0],
-        scored.ratio_CP[1],
-        scored.length_CP[0],
-        scored.length_CP[1],
-        scored.loss_P,
-    )
-    for pair, logp_c, logp_r, ratio_c, ratio_r, length_c, length_r, loss in zip(
-        scored.pairs, *(c.tolist() for c in columns), strict=True
-    ):
-        yield Outcome(
-            pair_id=pair.id,
-            step=step,
-            split=split,
-            logp_chosen=logp_c,
-            logp_rejected=logp_r,
-            logratio_chosen=ratio_c,
-            logratio_rejected=ratio_r,
-            length_chosen=int(length_c),
-            length_rejected=int(length_r),
-            loss=loss,
-        )
-
-
-class Logs:
-    """The two append-only logs of a run, cut back to the position a run resumes from."""
-
-    def __init__(self, run: Run, position: Position) -> None:
-        self.metrics = opened_at(run.path("metrics.jsonl"), position.metrics_bytes)
-        self.outcomes = opened_at(run.path(OUTCOME_LOG), position.outcomes_bytes)
-
-    def write(self, row: Row, scored: Scored, *, step: int, split: Literal["train", "heldout"]) -> None:
-        """One line of metrics and one line for every pair."""
-        lines = [outcome.model_dump_json().encode() + b"\n" for outcome in outcomes_of(scored, step=step, split=split)]
-        with full_disk(self.metrics.name):
-            self.metrics.write(json.dumps(row).encode() + b"\n")
-            self.metrics.flush()
-            self.outcomes.writelines(lines)
-            self.outcomes.flush()
-
-    def sizes(self) -> tuple[int, int]:
-        """Bytes written to metrics and outcomes, which are on the disk before a checkpoint names them."""
-        with full_disk(self.metrics.name):
-            os.fsync(self.metrics.fileno())
-            os.fsync(self.outcomes.fileno())
-        return self.metrics.tell(), self.outcomes.tell()
-
-    def close(self) -> None:
-        """Close both; every write was flushed, so what still fails to go out is the rest of a line already refused."""
-        for file in (self.metrics, self.outcomes):
-            with contextlib.suppress(OSError):
-                file.close()
-
-
-@contextlib.contextmanager
-def full_disk(name: str) -> Iterator[None]:
-    """A write that fails, as one sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{name}: cannot be written: {error.strerror}; free some space and run the same command again"
-        ) from error
-
-
-def opened_at(path: Path, size: int) -> IO[bytes]:
-    """A file opened for appending after its first `size` bytes; what was written later is cut off.
-
-    Raises InputError when the file is shorter than that or cannot be opened.
-    """
-    with full_disk(str(path)):
-        file = path.open("ab")
-    if file.tell() < size:
-        file.close()
-        raise InputError(
-            f"{path} is shorter than its checkpoint says; delete {path.parent / checkpoint.FOLDER} and run the same "
-            "command again to train from the start"
-        )
-    file.truncate(size)
-    return file
+    world.sum(table_7P)
+    return Scored(pairs, logp_CP, ratio_CP, length_CP, loss_P, int(world.sum(torch.tensor(tokens))))
 
 
 def check_step_0(scored: Scored, *, compute: torch.dtype) -> None:
@@ -350,6 +235,11 @@ class Course:
         """The model being trained."""
         return self.crew.policy
 
+    @property
+    def world(self) -> World:
+        """The ranks that train it."""
+        return self.crew.world
+
     def epoch(self, step: int) -> float:
         """Passes over the training pairs after `step` steps."""
         t = self.settings.train
@@ -372,35 +262,41 @@ def train(
     note: Callable[[Row], None] = lambda row: None,
     scoring: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] = reference.silent,
+    world: World = ALONE,
 ) -> Row:
     """Train the policy on `pairs`, watching `heldout`; return the `train` section of the summary.
 
-    Continues from the newest checkpoint of the run when there is one: weights and metrics are then those of an
-    uninterrupted run, bit for bit on a CPU with the same number of threads. `note` is called with every line of
-    metrics. Raises Interrupted after a signal (the state is saved), InputError for pairs the loss cannot honour,
-    a broken reference, a loss that is not finite, or a full disk.
+    With other ranks in the `world` every one of them calls this with the same arguments, and the weights of the policy
+    are split over them, in place. Continues from the newest checkpoint of the run when there is one: weights and
+    metrics are then those of an uninterrupted run, bit for bit on a CPU with the same number of threads and ranks.
+    `note` is called with every line of metrics. Raises Interrupted after a signal (the state is saved), InputError for
+    pairs the loss cannot honour, a broken reference, a loss that is not finite, or a full disk.
     """
     t = settings.train
     loss, schedule = make_loss(settings, pairs, heldout), make_schedule(len(pairs), t)
     order = Order(pairs, kind=t.order, pairs_per_step=t.pairs_per_step, seed=settings.seed)
     used = used_pairs(pairs, schedule, order)
     needed = [*used, *heldout]
-    chosen = reference.choose(t.reference, policy, needed, token_budget=t.token_budget, progress=scoring, say=say)
+    chosen = reference.choose(
+        t.reference, policy, needed, token_budget=t.token_budget, progress=scoring, say=say, world=world
+    )
+    policy = devices.shard(policy, world)
     optimizer = make_optimizer(policy, t)
-    found = checkpoint.latest(run.folder)
+    found = world.first(lambda: checkpoint.latest(run.folder))
     position = checkpoint.restore(found, policy, optimizer) if found else Position()
     if found:
-        checkpoint.settle(run.folder, position, metric=t.best_metric)
-    course = Course(run, settings, crew_of(policy), pairs, order, heldout, chosen.scores, loss, note)
-    if position.step < schedule.total or run.has(OUTCOME_LOG):
+        world.first(lambda: checkpoint.settle(run.folder, position, metric=t.best_metric))
+    course = Course(run, settings, crew_of(policy, world), pairs, order, heldout, chosen.scores, loss, note)
+    if world.first(lambda: position.step < schedule.total or run.has(OUTCOME_LOG)):
         position = finish(course, schedule, position, optimizer)
-        write_outcomes(run)
-    return summary(run, position, schedule, used=len(used), kind=chosen.kind)
+        world.first(lambda: write_outcomes(run))
+    peak = world.most(peak_memory_gib())
+    return world.first(lambda: summary(run, position, schedule, used=len(used), kind=chosen.kind, peak=peak))
 
 
 def finish(course: Course, schedule: Schedule, position: Position, optimizer: torch.optim.AdamW) -> Position:
-    """All steps from `position` to the end."""
-    logs, started = Logs(course.run, position), time.monotonic() - position.seconds
+    """All steps from `position` to the end; a signal that one rank has heard stops all of them after the same step."""
+    logs, started = open_logs(course.run, position, course.world), time.monotonic() - position.seconds
     with contextlib.closing(logs), Interruption() as interruption:
         if position.step == 0:
             position = look(course, position, logs)
@@ -408,28 +304,30 @@ def finish(course: Course, schedule: Schedule, position: Position, optimizer: to
             position = advance(course, schedule, position, optimizer, logs)
             if position.step in schedule.evaluate:
                 position = look(course, position, logs)
-            if position.step in schedule.save or interruption.asked:
+            asked = int(course.world.most(interruption.signal))
+            if position.step in schedule.save or asked:
                 metrics_bytes, outcomes_bytes = logs.sizes()
                 seconds = time.monotonic() - started
                 position = replace(
                     position, metrics_bytes=metrics_bytes, outcomes_bytes=outcomes_bytes, seconds=seconds
                 )
+                metric = course.settings.train.best_metric
                 checkpoint.save(
-                    course.run.folder, position, course.policy, optimizer, metric=course.settings.train.best_metric
+                    course.run.folder, position, course.policy, optimizer, metric=metric, world=course.world
                 )
-            if interruption.asked:
-                raise Interrupted(step=position.step, total=schedule.total, signal=interruption.signal)
+            if asked:
+                raise Interrupted(step=position.step, total=schedule.total, signal=asked)
     return position
 
 
 def advance(
-    course: Course, schedule: Schedule, position: Position, optimizer: torch.optim.AdamW, logs: Logs
+    course: Course, schedule: Schedule, position: Position, optimizer: torch.optim.AdamW, logs: Log
 ) -> Position:
     """One optimizer step."""
     t, step = course.settings.train, position.step + 1
     rate = learning_rate_at(position.step, total=schedule.total, settings=t)
     scored = course.pass_over([course.pairs[i] for i in course.order.step(position.step)], learn="learn")
-    norm = torch.nn.utils.clip_grad_norm_(trainable(course.policy).values(), t.clip_norm).item()
+    norm = devices.clip(trainable(course.policy), most=t.clip_norm)
     check_finite(scored, norm=norm, step=step)
     if position.step == 0:
         check_step_0(scored, compute=course.policy.compute)
@@ -445,7 +343,7 @@ def advance(
     return replace(position, step=step)
 
 
-def look(course: Course, position: Position, logs: Logs) -> Position:
+def look(course: Course, position: Position, logs: Log) -> Position:
     """Evaluate the held-out pairs, log them, and mark the checkpoint to come as the best when it is."""
     scored = course.pass_over(course.heldout, learn="look" if position.step else "start")
     check_finite_heldout(scored, step=position.step)
@@ -462,17 +360,8 @@ def look(course: Course, position: Position, logs: Logs) -> Position:
     return position.with_best(step, value) if step and better(value, position.best_value, metric=metric) else position
 
 
-def write_outcomes(run: Run) -> None:
-    """outcomes.parquet from the log of a finished run, which is then removed."""
-    log = run.path(OUTCOME_LOG)
-    rows = [json.loads(line) for line in log.read_bytes().splitlines()]
-    with replacing(run.path("outcomes.parquet")) as file:
-        pq.write_table(pa.Table.from_pylist(rows), file, compression="zstd")
-    log.unlink()
-
-
-def summary(run: Run, position: Position, schedule: Schedule, *, used: int, kind: str) -> Row:
-    """The `train` section of summary.json; `used` is how many different pairs the steps saw."""
+def summary(run: Run, position: Position, schedule: Schedule, *, used: int, kind: str, peak: float) -> Row:
+    """The `train` section of summary.json; `used` is how many different pairs the steps saw, `peak` is in GiB."""
     lines = [row for row in run.metrics() if row["split"] == "train"]
     seconds = position.seconds
     return {
@@ -483,7 +372,7 @@ def summary(run: Run, position: Position, schedule: Schedule, *, used: int, kind
         "seconds": round(seconds, 2),
         "pairs_per_second": round(sum(row["pairs"] for row in lines) / seconds, 3),
         "tokens_per_second": round(sum(row["tokens"] for row in lines) / seconds, 1),
-        "peak_memory_gib": round(peak_memory_gib(), 3),
+        "peak_memory_gib": round(peak, 3),
         "first_loss": lines[0]["loss"],
     }
 

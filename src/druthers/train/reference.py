@@ -19,9 +19,10 @@ import transformers
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from druthers import __version__
+from druthers import __version__, devices
 from druthers.batching import Batch, side
-from druthers.logprobs import pair_logps, rows_at_once
+from druthers.devices import ALONE, World
+from druthers.logprobs import rows_at_once
 from druthers.models import WIDER, Floats, Loaded, adapter_off, computing, forward_config, score_tokens, second_copy
 from druthers.records import InputError
 from druthers.run import flat
@@ -174,10 +175,13 @@ def fill(
     *,
     token_budget: int,
     progress: Progress | None = None,
+    world: World = ALONE,
 ) -> None:
-    """Score what the cache lacks and write it, part after part; `progress` counts responses."""
+    """Score this rank's windows of what the cache lacks, written part after part; `progress` counts responses."""
     wanted_CB = ~cache.has(asked.keys_CB)
-    total, done, since = len(np.unique(asked.keys_CB[wanted_CB])), 0, time.monotonic()
+    every = windows(asked, wanted_CB, tokens=ROUNDS * WIDER * token_budget)
+    mine = list(itertools.islice(every, world.rank, None, world.size))
+    total, done, since = sum(map(len, mine)), 0, time.monotonic()
     keys: list[Keys] = []
     tokens: list[Floats] = []
 
@@ -185,7 +189,7 @@ def fill(
         if progress:
             progress(done + part * len(cells) // whole, total)
 
-    for cells in windows(asked, wanted_CB, tokens=ROUNDS * WIDER * token_budget):
+    for cells in mine:
         rows, places = rows_of(pairs, cells)
         found = score_tokens(reference, rows, token_budget=token_budget, progress=tick)
         keys.append(asked.keys_CB[cells[:, 0], cells[:, 1]])
@@ -223,17 +227,25 @@ def cached(
     token_budget: int,
     progress: Progress | None = None,
     say: Say = silent,
+    world: World = ALONE,
 ) -> Cached:
-    """Look-up into the cache on disk, after scoring what is missing from it; `say` hears what of it is not used."""
+    """Look-up into the cache on disk, after scoring what is missing from it; `say` hears what of it is not used.
+
+    Every rank scores its share. What another rank scored and this one cannot read (on another machine's disk) it scores
+    as well.
+    """
     root = cache_folder("reference")
     cache, asked = Cache(root, header_for(reference)), asked_of(pairs)
     for fault in cache.index.faults:
         say(f"reference cache: {fault}; what it holds is scored again")
-    check_cache(cache, reference, pairs, asked.keys_CB, token_budget=token_budget)
-    if not cache.has(asked.keys_CB).all():
-        if why := unused(root, cache.header, asked.keys_CB):
-            say(f"reference cache: {why}; they are scored again into {cache.folder}, and the old ones stay")
-        fill(cache, reference, pairs, asked, token_budget=token_budget, progress=progress)
+    world.first(lambda: check_cache(cache, reference, pairs, asked.keys_CB, token_budget=token_budget))
+    if not cache.has(asked.keys_CB).all() and (why := unused(root, cache.header, asked.keys_CB)):
+        say(f"reference cache: {why}; they are scored again into {cache.folder}, and the old ones stay")
+    for sharing in (world, ALONE):
+        if not cache.has(asked.keys_CB).all():
+            fill(cache, reference, pairs, asked, token_budget=token_budget, progress=progress, world=sharing)
+        world.most(0)  # all have written
+        cache.refresh()
     return Cached(cache)
 
 
@@ -243,7 +255,7 @@ def live(reference: Loaded) -> Reference:
     def score(batch: Batch, some: Sequence[TokenizedPair], policy: Loaded) -> Tensor:
         chunk = rows_at_once()  # as for the policy, so that equal weights give equal bits
         with torch.no_grad(), computing(reference):
-            return pair_logps(reference.scorer, batch, chunk=chunk).double()
+            return reference.logps(batch, chunk=chunk).double()
 
     return score
 
@@ -270,12 +282,17 @@ def choose(
     token_budget: int,
     progress: Progress | None = None,
     say: Say = silent,
+    world: World = ALONE,
 ) -> Plan:
-    """The reference named by `train.reference`; call it before the policy's weights move. 'auto' is the cache."""
+    """The reference named by `train.reference`; call it before the policy's weights move or are split over ranks.
+
+    'auto' is the cache.
+    """
     if kind == "copy":
-        return Plan(live(second_copy(policy)), "copy")
+        return Plan(live(devices.shard(second_copy(policy), world)), "copy")
     if kind == "adapter":
         with adapter_off(policy):
             return Plan(without_adapter, "adapter")
     with adapter_off(policy) if policy.adapted else contextlib.nullcontext(policy) as base:
-        return Plan(cached(base, pairs, token_budget=token_budget, progress=progress, say=say), "cache")
+        scores = cached(base, pairs, token_budget=token_budget, progress=progress, say=say, world=world)
+        return Plan(scores, "cache")

@@ -1,0 +1,5 @@
+"""`python -m druthers`, and so `torchrun -m druthers`."""
+
+from druthers.cli import main
+
+main()
