@@ -5,7 +5,7 @@
 The head is a linear layer with float32 weights under bfloat16 autocast, the batch has `rows` scored tokens. Every
 measurement is a process of its own: the most memory it held in forward and backward, less what it held before. Both
 need the gradient of the weights (vocabulary x hidden, float32), which stands in a column of its own; a chunk is
-512 rows of float32 logits.
+512 rows of float32 logits. Small vocabularies do not tell: below 32 MiB the allocator keeps what is given back.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def main() -> None:
         print(one(head, int(vocabulary), int(rows), args.hidden))
         return
     found = []
-    print("| vocabulary | scored tokens | gradient of the weights | a chunk | ours | plain | (MiB)")
+    print("| vocabulary | scored tokens | gradient of the weights, MiB | a chunk, MiB | ours, MiB | plain, MiB |")
     print("|---|---|---|---|---|---|")
     for rows in args.rows:
         for vocabulary in args.vocabularies:

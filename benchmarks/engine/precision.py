@@ -101,40 +101,44 @@ def exactness(loaded: Loaded, pairs: Sequence[TokenizedPair], *, budget: int) ->
 
     plain = in_layout(loaded, "padded", torch.float32)
     oracle, slope = score(plain, pairs), gradient(plain, pairs, budget)
-    wide, narrow = [], []
-    for rung in RUNGS:
-        if rung != "padded":
-            ours = in_layout(loaded, rung, torch.float32)
-            own = score(ours, pairs)
-            row = {
-                "layout": rung,
-                "nats_a_token": float(abs(apart(own, oracle)).max()),
-                "gradient": float((gradient(ours, pairs, budget) - slope).norm() / slope.norm()),
-                "leak": leak(ours, pairs, score),
-            }
-            wide.append(
-                row | {"held": row["nats_a_token"] <= EQUAL and row["gradient"] <= SLOPE and row["leak"] <= LEAK}
-            )
-        own = score(in_layout(loaded, rung, torch.bfloat16), pairs)
-        means = np.array(
-            [[(a - b).mean() for a, b in zip(*both, strict=True)] for both in zip(own, oracle, strict=True)]
-        )
-        sums = np.array([[(a - b).sum() for a, b in zip(*both, strict=True)] for both in zip(own, oracle, strict=True)])
-        narrow.append(
-            {
-                "layout": rung,
-                "rms_nats_a_token": float(np.sqrt((apart(own, oracle) ** 2).mean())),
-                "mean_nats_a_token": float(means.mean()),
-                "bias_of_responses": bias(means.ravel()),
-                "bias_of_margins": bias(sums[:, 0] - sums[:, 1]),
-            }
-        )
-    models.set_rung(loaded, loaded.layout.rung)
-    limit = WORSE * narrow[-1]["rms_nats_a_token"]
+    own = score(in_layout(loaded, "padded", torch.bfloat16), pairs)
+    wide, narrow = [], [roundings("padded", own, oracle, own)]
+    for rung in RUNGS[:-1]:
+        ours = in_layout(loaded, rung, torch.float32)
+        row = {
+            "layout": rung,
+            "nats_a_token": float(abs(apart(score(ours, pairs), oracle)).max()),
+            "gradient": float((gradient(ours, pairs, budget) - slope).norm() / slope.norm()),
+            "leak": leak(ours, pairs, score),
+        }
+        held = row["nats_a_token"] <= EQUAL and row["gradient"] <= SLOPE and row["leak"] <= LEAK
+        wide.append(row | {"held": held})
+        found = score(in_layout(loaded, rung, torch.bfloat16), pairs)
+        narrow.append(roundings(rung, found, oracle, own))
+    limit = WORSE * narrow[0]["rms_nats_a_token"]
     for row in narrow:
         unbiased = max(row["bias_of_responses"], row["bias_of_margins"]) <= ERRORS
         row["held"] = row["rms_nats_a_token"] <= limit and unbiased
     return wide, narrow
+
+
+def roundings(rung: Rung, found: Tokens, oracle: Tokens, plain: Tokens) -> Row:
+    """Errors of bfloat16 in a layout, and whether they lean to one side, also more than those of plain rows."""
+    means, beyond = by_response(found, oracle, np.mean), by_response(found, plain, np.mean)
+    sums = by_response(found, oracle, np.sum)
+    return {
+        "layout": rung,
+        "rms_nats_a_token": float(np.sqrt((apart(found, oracle) ** 2).mean())),
+        "mean_nats_a_token": float(means.mean()),
+        "bias_of_responses": bias(means.ravel()),
+        "bias_of_margins": bias(sums[:, 0] - sums[:, 1]),
+        "bias_beyond_plain": 0.0 if rung == "padded" else bias(beyond.ravel()),
+    }
+
+
+def by_response(one: Tokens, two: Tokens, reduced: Callable[..., Any]) -> models.Floats:
+    """Differences of the tokens of every response made one number, (pairs, 2)."""
+    return np.array([[reduced(a[c].astype(np.float64) - b[c]) for c in (0, 1)] for a, b in zip(one, two, strict=True)])
 
 
 def main() -> None:
@@ -148,17 +152,19 @@ def main() -> None:
     print("|---|---|---|---|---|")
     for row in wide:
         print("| {layout} | {nats_a_token:.1e} | {gradient:.1e} | {leak:.1e} | {held} |".format(**row))
-    print("\n| bfloat16 | rms, nats a token | mean | responses, standard errors | margins, standard errors | held |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "\nMeans are in standard errors: of responses, of margins, and of responses against plain rows in bfloat16.\n"
+    )
+    print("| bfloat16 | rms, nats a token | mean | responses | margins | beyond plain | held |\n" + "|---" * 7 + "|")
     for row in narrow:
         print(
             "| {layout} | {rms_nats_a_token:.4f} | {mean_nats_a_token:+.1e} | {bias_of_responses:.1f} | "
-            "{bias_of_margins:.1f} | {held} |".format(**row)
+            "{bias_of_margins:.1f} | {bias_beyond_plain:.1f} | {held} |".format(**row)
         )
     print(f"\n{time.perf_counter() - since:.0f} s")
     if args.out:
         args.out.write_text(json.dumps({"float32": wide, "bfloat16": narrow}, indent=1) + "\n")
-    sys.exit(not all(row["held"] for row in [*wide, *narrow]))
+    sys.exit(not all(row["held"] for row in [*wide, *narrow[1:]]))
 
 
 if __name__ == "__main__":
