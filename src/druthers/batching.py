@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from druthers.attention import Layout, Tree
+from druthers.blocks import facts_of
 from druthers.tokens import TokenizedPair
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
@@ -94,7 +95,8 @@ class Order:
         seed: int,
         kind: Literal["shuffled", "stratified"] = "shuffled",
     ) -> None:
-        self.contrast = np.array([len(pair.chosen) - len(pair.rejected) for pair in pairs])
+        lengths_B3 = facts_of(pairs).lengths_B3
+        self.contrast = lengths_B3[:, 1] - lengths_B3[:, 2]
         self.size, self.seed, self.kind = pairs_per_step, seed, kind
         self.drawn: tuple[int, list[list[int]]] = (-1, [])
 

@@ -15,7 +15,9 @@ import torch
 import transformers
 
 from druthers import models, storage
+from druthers.blocks import TokenizedPairs
 from druthers.config import ModelSettings, Settings
+from druthers.corpus import tokenized
 from druthers.curate import curate, fingerprint
 from druthers.evaluate import evaluate
 from druthers.judges import load_rubric
@@ -23,7 +25,6 @@ from druthers.models import Loaded
 from druthers.records import InputError, Pair, Prompt
 from druthers.report import write_report
 from druthers.run import TRAINING, Run, environment, input_note, note_code, open_run
-from druthers.tokens import TokenizedPair, tokenize
 from druthers.train import train
 from druthers.train.checkpoint import best
 from druthers.train.loop import make_schedule, peak_memory_gib
@@ -120,11 +121,16 @@ def outdated(run: Run, settings: Settings, *, screen: Screen) -> bool:
     return False
 
 
-def read_pairs(run: Run, part: str, tokenizer: Any, settings: Settings) -> list[TokenizedPair]:
-    """One side of the curated data as token ids."""
-    limits = settings.data
-    pairs = storage.read(str(run.path(f"data/{part}.jsonl")), Pair)
-    return [tokenize(pair, tokenizer, max_prompt=limits.max_prompt, max_response=limits.max_response) for pair in pairs]
+def read_pairs(run: Run, part: str, tokenizer: Any, settings: Settings, *, screen: Screen) -> TokenizedPairs:
+    """One side of the curated data as token ids, on disk and mapped into memory."""
+    return tokenized(
+        run.path(f"data/{part}.jsonl"),
+        tokenizer,
+        max_prompt=settings.data.max_prompt,
+        max_response=settings.data.max_response,
+        workers=torch.get_num_threads(),
+        progress=screen.bar(f"{part} pairs tokenized"),
+    )
 
 
 def train_stage(run: Run, settings: Settings, *, screen: Screen) -> Loaded | None:
@@ -135,7 +141,7 @@ def train_stage(run: Run, settings: Settings, *, screen: Screen) -> Loaded | Non
     since = time.monotonic()
     policy = models.load(settings.model, seed=settings.seed)
     note_inputs(run, settings, policy)
-    pairs, heldout = (read_pairs(run, part, policy.tokenizer, settings) for part in ("train", "heldout"))
+    pairs, heldout = (read_pairs(run, part, policy.tokenizer, settings, screen=screen) for part in ("train", "heldout"))
     say_plan(settings, policy, pairs, screen=screen)
     section = train(
         run,
@@ -186,13 +192,13 @@ def note_inputs(run: Run, settings: Settings, policy: Loaded) -> None:
     note_code(run)
 
 
-def say_plan(settings: Settings, policy: Loaded, pairs: list[TokenizedPair], *, screen: Screen) -> None:
+def say_plan(settings: Settings, policy: Loaded, pairs: TokenizedPairs, *, screen: Screen) -> None:
     """Print what follows from the settings before the first step."""
     t = settings.train
     trained = sum(weight.numel() for weight in models.trainable(policy).values())
     total = make_schedule(len(pairs), t).total
     used = min(len(pairs), total * t.pairs_per_step)
-    tokens = sum(2 * len(pair.prompt) + len(pair.chosen) + len(pair.rejected) for pair in pairs) / len(pairs)
+    tokens = float((pairs.facts.lengths_B3 @ (2, 1, 1)).mean())
     screen.say(
         f"{policy.name}: {trained / 1e6:.1f} M weights trained ({'LoRA' if policy.adapted else 'all'}), "
         f"{str(policy.compute).removeprefix('torch.')} compute on {policy.device}, {torch.get_num_threads()} threads"
