@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from druthers.pieces import Encoder, Places, Ragged
 from druthers.records import InputError, Message, Pair
-from druthers.templates import Lazy, Writer
+from druthers.templates import Lazy, Writer, plain
 from druthers.tokens import TokenizedPair, Tokenizer, control_tokens, tokenize, turns, written
 
 ID = np.dtype("S24")
@@ -220,15 +220,17 @@ class BlockTokenizer:
 
     def segments(self, pair: Pair, texts: dict[str, int]) -> tuple[int, Side, Side] | None:
         """Numbers of the texts of prompt, chosen and rejected, which are added where new; None for a refused pair."""
-        if any(self.watch.search(written(m)) for m in (*pair.prompt, *pair.chosen, *pair.rejected)):
+        messages = (*pair.prompt, *pair.chosen, *pair.rejected)
+        if self.watch.search("\n".join(map(written, messages))) and any(map(self.watch.search, map(written, messages))):
             return None
+        bare = all(map(plain, messages))
         asked: list[str] = []
 
         def write(messages: Sequence[Message], *, ask: bool) -> str:
             if messages is not pair.prompt:
-                return self.writer.write(messages, pair.tools, ask=ask)
+                return self.writer.write(messages, pair.tools, ask=ask, bare=bare)
             if not asked:
-                asked.append(self.writer.write(messages, pair.tools, ask=True))
+                asked.append(self.writer.write(messages, pair.tools, ask=True, bare=bare))
             return asked[0]
 
         def number(text: str) -> int:

@@ -1,8 +1,8 @@
 """Many texts to token ids at once, each distinct piece of text encoded once.
 
 Tokenizers in the line of GPT-2 cut a text into words before anything is merged, and every one of their rules cuts
-before a space that follows a letter, a digit or a mark of punctuation (where canonical composition, which some apply
-first, cannot reach across either). So a text is cut there by one regular
+before a space that follows anything but white space (where canonical composition, which some apply first, cannot reach
+across either). So a text is cut there by one regular
 expression, the ids of a piece are looked up, and only pieces that are new go through the tokenizer. Which tokenizers
 these are is read from their own description, rule by rule; any other gets whole texts. What is taken is tried on a
 probe against `tokenizer.encode` first.
@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from druthers.templates import Lazy
 
 Places = NDArray[np.int64]
-PIECE = re.compile(r" *[^ ]+(?:(?<![!-~\w]) +[^ ]*)*| +")
-"""A piece ends before a space behind a printable ASCII character or what `str.isalnum` takes: never white space."""
+PIECE = re.compile(r" *+[^ ]++(?:(?<=[\s\u180e\u200b]) ++[^ ]*+)*+| ++")
+"""A piece ends before a space behind anything but white space (in Python's sense, or once so in Unicode's)."""
 MOST_PIECES = 1 << 18
 MOST_CHARACTERS = 1 << 24
 """Pieces that are remembered, and their characters in all; then all are forgotten."""
@@ -125,14 +125,13 @@ class Encoder:
         for text in texts:
             pieces += self.cut(text)
             at.append(len(pieces))
-        rows = self.known.take(self.numbers(pieces))
+        numbers = self.numbers(pieces)  # first: it may add to what is known
+        rows = self.known.take(numbers)
         return Ragged(rows.values, rows.at[at])
 
     def cut(self, text: str) -> list[str]:
         """The pieces of a text, added tokens apart."""
-        if self.marks is None:
-            return PIECE.findall(text)
-        parts = self.marks.split(text)
+        parts = self.marks.split(text) if self.marks else [text]
         if len(parts) == 1:
             return PIECE.findall(text)
         found: list[str] = []

@@ -59,6 +59,8 @@ class Message(Record):
 
     def template_form(self) -> dict[str, Any]:
         """The dict a chat template expects: only the keys that are set."""
+        if self.tool_calls is None and self.name is None and self.tool_call_id is None:
+            return {"role": self.role, "content": self.content}
         return self.model_dump(mode="json", exclude_none=True)
 
 

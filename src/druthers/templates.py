@@ -20,7 +20,6 @@ from datetime import datetime
 from typing import Any, cast
 
 from jinja2 import Template, TemplateError, nodes
-from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.runtime import Context
@@ -251,16 +250,15 @@ class Writer:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"template": None}
 
-    def write(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None, *, ask: bool) -> str:
-        """The text; raises InputError as `render` does."""
-        contents = [message.content for message in messages]
-        if self.watching and tools is None and all(map(plain, messages)):
+    def write(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None, *, ask: bool, bare: bool) -> str:
+        """The text; raises InputError as `render` does. `bare` says that all messages are `plain`."""
+        if bare and tools is None and self.watching:
             key = (tuple([message.role for message in messages]), ask)
             if key not in self.frames:
                 self.frames[key] = self.learned(key[0], ask=key[1])
             frame = self.frames[key]
             if frame is not None:
-                return frame.fill(contents)
+                return frame.fill([message.content for message in messages])
         return render(messages, self.lazy.tokenizer, tools=tools, ask=ask)
 
     def learned(self, roles: tuple[str, ...], *, ask: bool) -> Frame | None:
@@ -275,7 +273,7 @@ class Writer:
         try:
             text = self.template.render(messages=messages, **given)
             own = render(probe, tokenizer, tools=None, ask=ask)
-        except (Looked, TemplateError, SecurityError, TypeError, ValueError, LookupError):
+        except (Looked, TemplateError, TypeError, ValueError, LookupError):
             return None
         fixed, numbers, stripped = MARK.split(text)[::3], MARK.split(text)[1::3], MARK.split(text)[2::3]
         frame = Frame(tuple(fixed), tuple((int(i), bool(s)) for i, s in zip(numbers, stripped, strict=True)))
@@ -293,4 +291,4 @@ class Writer:
 def plain(message: Message) -> bool:
     """Whether a message has nothing but a role and a content that is not blank."""
     bare = message.tool_calls is None and message.name is None and message.tool_call_id is None
-    return bare and not (message.content.isspace() or not message.content)
+    return bare and message.content != "" and not message.content.isspace()
