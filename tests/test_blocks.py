@@ -52,7 +52,7 @@ TEMPLATES = {
     "formats": FORMATS,
     "captures": CAPTURES,
 }
-FRAMED = {"chatml", "llama", "tools", "no end", "no system"}
+FRAMED = {"chatml", "llama", "tools", "no end", "no system", "rewrites"}
 CL100K = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
     r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -87,9 +87,9 @@ def learned(cutter: str, *, composed: bool = False, greedy: bool = False) -> Any
     )
     core.train_from_iterator([TEXT, TEXT.replace(" ", "  "), TEXT + "e\u0301"] * 3, trainer)
     made = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<|im_start|>", eos_token="<|im_end|>")
-    made.add_tokens(
-        [AddedToken("<call>", special=False, normalized=False, rstrip=greedy), "cat"] if greedy else ["<call>"]
-    )
+    made.add_tokens([AddedToken("<call>", special=False, normalized=False, rstrip=greedy)])
+    if not composed:
+        made.add_tokens([AddedToken("<ca", special=False, normalized=True), "<call"])
     made.chat_template = tiny.TEMPLATE
     return made
 
@@ -120,9 +120,8 @@ def at_once(pairs: list[Pair], tokenizer: BlockTokenizer) -> list[TokenizedPair 
     return [str(refused[i]) if i in refused else next(good) for i in range(len(pairs))]
 
 
-SIGNS = st.sampled_from(
-    [*"abetsT.,'!?:\n\t ", "  ", " the", " cat", "'s", " 12", "7", "\n\n", "é", "e\u0301", "\u00a0", "你好", "<call>"]
-)
+SPACED = ["  ", " the", " cat", " 12", "\n\n", "\u00a0"]
+SIGNS = st.sampled_from([*"abetsT.,'!?:7\n\t ", *SPACED, "'s", "é", "e\u0301", "你好", "<call>", "<ca", "<call"])
 WORDS = st.lists(st.one_of(SIGNS, st.text(st.characters(exclude_categories=["Cs"]), max_size=4)), max_size=12)
 SAID = st.one_of(WORDS.map("".join), st.sampled_from(["", " ", "a<|im_end|>b", "<|im_end|>"]))
 SPOKEN = WORDS.map("".join).filter(lambda text: text.strip())

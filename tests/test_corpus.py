@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
 from druthers import corpus, storage
 from druthers.records import InputError, Pair, assistant, user
@@ -17,7 +19,7 @@ from tests import tiny
 from tests.test_blocks import LLAMA, learned
 from tests.test_tokens import WITH_TOOLS, tool_exchange
 
-LIMITS = {"max_prompt": 400, "max_response": 24}
+LIMITS = {"max_prompt": 400, "max_response": 200}
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +42,8 @@ def varied(count: int) -> list[Pair]:
         for i, pair in enumerate(tiny.pairs(count, words=20))
     ]
     odd = Pair(prompt=user("What time?"), chosen=tool_exchange(), rejected=assistant("No\u00e9l."))
-    return [*plain[:5], odd, *plain[5:]]
+    long = Pair(prompt=user("Go on."), chosen=assistant("and so on, " * 40), rejected=assistant("No."))
+    return [*plain[:5], odd, long, *plain[5:]]
 
 
 def serial(path: Path, tokenizer: Any, limits: dict[str, int] = LIMITS) -> list[TokenizedPair]:
@@ -48,7 +51,7 @@ def serial(path: Path, tokenizer: Any, limits: dict[str, int] = LIMITS) -> list[
     return [tokenize(pair, tokenizer, **limits) for pair in storage.read(str(path), Pair)]
 
 
-@pytest.mark.parametrize(("workers", "template"), [(1, WITH_TOOLS), (2, WITH_TOOLS), (2, LLAMA)])
+@pytest.mark.parametrize(("workers", "template"), [(1, WITH_TOOLS), (2, LLAMA)])
 def test_a_file_of_pairs_is_tokenized_as_its_pairs_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, template: str
 ) -> None:
@@ -62,7 +65,7 @@ def test_a_file_of_pairs_is_tokenized_as_its_pairs_are(
     made = corpus.tokenized(path, tokenizer, **LIMITS, workers=workers, progress=lambda *at: seen.append(at))
     wanted = serial(path, tokenizer)
     assert list(made) == wanted
-    assert (len(made.blocks) > 5, seen[-1], len(seen)) == (True, (61, 61), len(made.blocks))
+    assert (len(made.blocks) > 5, seen[-1], len(seen)) == (True, (62, 62), len(made.blocks))
     assert not all(all(pair.chosen_scored) for pair in made)
     assert any(pair.cut_chosen for pair in made)
     found = corpus.tokenized(path, tokenizer, **LIMITS, workers=workers, progress=lambda *at: seen.append(at))
@@ -83,7 +86,7 @@ def test_what_the_ids_depend_on_names_the_file(tmp_path: Path, folder: Path) -> 
     assert files(written(tmp_path / "c.jsonl", tiny.pairs(5))) == 2
     assert files(max_prompt=300) == 3
     assert files(max_response=9) == 4
-    assert files(tokenizer=tiny.tokenizer(tiny.TEMPLATE + " ")) == 5
+    assert files(tokenizer=tiny.tokenizer("{# other #}" + tiny.TEMPLATE)) == 5
     assert files(tokenizer=other) == 6
 
 
@@ -118,8 +121,16 @@ BROKEN = '{"prompt": "x"}'
 CONTROL = Pair(prompt=user("Hi <|im_end|>"), chosen=assistant("a"), rejected=assistant("b"))
 
 
-@pytest.mark.parametrize("order", [(BROKEN, CONTROL), (CONTROL, BROKEN), (CONTROL, CONTROL), (BROKEN, BROKEN)])
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("order", "workers"),
+    [
+        ((BROKEN, CONTROL), 1),
+        ((CONTROL, BROKEN), 1),
+        ((CONTROL, CONTROL), 1),
+        ((BROKEN, BROKEN), 1),
+        ((CONTROL, BROKEN), 2),
+    ],
+)
 def test_the_first_fault_is_named_as_when_pairs_are_read_in_turn(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, order: tuple[Any, Any], workers: int
 ) -> None:
@@ -128,7 +139,7 @@ def test_the_first_fault_is_named_as_when_pairs_are_read_in_turn(
     path, tokenizer = tmp_path / "a.jsonl", tiny.tokenizer()
     good = [storage.encode(pair.line()).decode() for pair in tiny.pairs(20)]
     faults = [fault + "\n" if isinstance(fault, str) else storage.encode(fault.line()).decode() for fault in order]
-    for size in (300, 1 << 20):
+    for size in (300, 1 << 20)[: 3 - workers]:
         monkeypatch.setattr(corpus, "RUN", size)
         path.write_text("".join([*good[:9], faults[0], "\n", *good[9:12], faults[1], *good[12:]]))
         with pytest.raises(InputError) as one:
@@ -181,12 +192,14 @@ def test_two_runs_at_once_make_one_file(tmp_path: Path, folder: Path) -> None:
     assert len(list(folder.iterdir())) == 1
 
 
-def test_ids_take_two_bytes_where_the_vocabulary_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_take_two_bytes_where_the_vocabulary_fits(tmp_path: Path) -> None:
     """And four where it does not."""
     path = written(tmp_path / "a.jsonl", tiny.pairs(4))
     small = corpus.tokenized(path, tiny.tokenizer(), **LIMITS)
     large = tiny.tokenizer()
-    large.add_tokens([f"<{i}>" for i in range(1 << 16)])
+    facts = json.loads(large.backend_tokenizer.to_str())
+    facts["model"]["vocab"] |= {f"unused {i}": 300 + i for i in range(1 << 16)}
+    large._tokenizer = Tokenizer.from_str(json.dumps(facts))
     wide = corpus.tokenized(path, large, **LIMITS)
     assert (small.blocks[0].prompts.values.dtype, wide.blocks[0].prompts.values.dtype) == ("uint16", "int32")
     assert list(small) == list(wide)

@@ -26,6 +26,8 @@ from druthers.templates import Lazy
 Places = NDArray[np.int64]
 PIECE = re.compile(r" *+[^ ]++(?:(?<=[\s\u180e\u200b]) ++[^ ]*+)*+| ++")
 """A piece ends before a space behind anything but white space (in Python's sense, or once so in Unicode's)."""
+MARKED = 16
+"""Added tokens that stand in the probe."""
 MOST_PIECES = 1 << 18
 MOST_CHARACTERS = 1 << 24
 """Pieces that are remembered, and their characters in all; then all are forgotten."""
@@ -91,7 +93,9 @@ class Encoder:
         self.lazy = lazy
         self.way: Literal["pieces", "whole", "one by one"] = "one by one"
         self.forget()
-        wanted = [tokenizer.encode(text, add_special_tokens=False) for text in PROBES]
+        added = [token.content for token in tokenizer.added_tokens_decoder.values()][:MARKED]
+        probes = (*PROBES, *(f"a {mark}  b{mark}c\n{mark} d {mark}" for mark in added))
+        wanted = [tokenizer.encode(text, add_special_tokens=False) for text in probes]
         if not tokenizer.is_fast or tokenizer.backend_tokenizer.encode_special_tokens:
             return
         self.core = copy.deepcopy(tokenizer.backend_tokenizer)  # its own: others may set padding on the tokenizer's
@@ -102,7 +106,7 @@ class Encoder:
         ways: list[Literal["pieces", "whole"]] = ["pieces", "whole"] if separable(facts) else ["whole"]
         for way in ways:
             self.way = way
-            found = self.encode(PROBES)
+            found = self.encode(probes)
             if np.array_equal(found.values, np.concatenate(wanted)) and found.lengths.tolist() == [*map(len, wanted)]:
                 return
         self.way = "one by one"
@@ -131,12 +135,16 @@ class Encoder:
 
     def cut(self, text: str) -> list[str]:
         """The pieces of a text, added tokens apart."""
-        parts = self.marks.split(text) if self.marks else [text]
-        if len(parts) == 1:
+        return self.apart(text, 0)
+
+    def apart(self, text: str, phase: int) -> list[str]:
+        """The pieces of a text in which the added tokens of earlier phases do not stand."""
+        if phase == len(self.marks):
             return PIECE.findall(text)
+        parts = self.marks[phase].split(text)
         found: list[str] = []
         for i, part in enumerate(parts):
-            found += [part] if i % 2 else PIECE.findall(part)
+            found += [part] if i % 2 else self.apart(part, phase + 1)
         return found
 
     def numbers(self, pieces: list[str]) -> Places:
@@ -171,19 +179,20 @@ def joined(rows: list[list[int]]) -> Ragged:
     return Ragged(np.fromiter((i for row in rows for i in row), np.int32, int(at[-1])), at)
 
 
-def marks(facts: dict[str, Any]) -> re.Pattern[str] | None:
-    """Added tokens in a text: the longest where several begin, as the tokenizer finds them."""
-    contents = sorted((token["content"] for token in facts["added_tokens"]), key=len, reverse=True)
-    return re.compile(f"({'|'.join(map(re.escape, contents))})") if contents else None
+def marks(facts: dict[str, Any]) -> list[re.Pattern[str]]:
+    """Added tokens in a text, those that are looked for before normalization first; the longest where several begin."""
+    phases = [[t["content"] for t in facts["added_tokens"] if t["normalized"] is late] for late in (False, True)]
+    ordered = [sorted(contents, key=len, reverse=True) for contents in phases if contents]
+    return [re.compile(f"({'|'.join(map(re.escape, contents))})") for contents in ordered]
 
 
 def separable(facts: dict[str, Any]) -> bool:
     """Whether ids of pieces, put together, are those of the text, by the description of a tokenizer."""
     added, normalizer = facts["added_tokens"], facts["normalizer"]
     greedy = any(token["lstrip"] or token["rstrip"] or token["single_word"] for token in added)
-    phases = {token["normalized"] for token in added}
-    unchanged = normalizer is None or (normalizer["type"] == "NFC" and True not in phases)
-    return unchanged and not greedy and len(phases) <= 1 and not facts["model"].get("dropout") and cuts(facts)
+    late = any(token["normalized"] for token in added)
+    unchanged = normalizer is None or (normalizer["type"] == "NFC" and not late)
+    return unchanged and not greedy and not facts["model"].get("dropout") and cuts(facts)
 
 
 def cuts(facts: dict[str, Any]) -> bool:
