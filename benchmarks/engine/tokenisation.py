@@ -87,6 +87,12 @@ def peak_mib(*, children: int = 0) -> int:
     return int((own + children * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) >> 10)
 
 
+def cpu_seconds() -> float:
+    """Processor time of this process and of its children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
 def ours(args: argparse.Namespace) -> Row:
     """Seconds to tokenize, to open what is cached, and to read the pairs of a step; the cache begins empty."""
     from druthers import corpus
@@ -95,9 +101,9 @@ def ours(args: argparse.Namespace) -> Row:
     before = peak_mib()
     with tempfile.TemporaryDirectory(dir=args.made.parent) as cache:
         os.environ["DRUTHERS_CACHE"] = cache
-        since = time.perf_counter()
+        since, cpu = time.perf_counter(), cpu_seconds()
         pairs = corpus.tokenized(args.made, tokenizer, **LIMITS, workers=args.workers)
-        took = time.perf_counter() - since
+        took, cpu = time.perf_counter() - since, cpu_seconds() - cpu
         peak = peak_mib(children=args.workers)
         since = time.perf_counter()
         pairs = corpus.tokenized(args.made, tokenizer, **LIMITS, workers=args.workers)
@@ -113,6 +119,7 @@ def ours(args: argparse.Namespace) -> Row:
     step = 1000 * statistics.median(steps)
     return {
         "seconds": took,
+        "cpu": cpu,
         "open": opened,
         "step_ms": step,
         "worst_step_ms": 1000 * max(steps),
@@ -134,15 +141,16 @@ def theirs(args: argparse.Namespace) -> Row:
     """Seconds to tokenize the three fields, and apart from that to read and to render."""
     tokenizer = tokenizer_of(args)
     before = peak_mib()
-    found = {"seconds": 0.0, "read": 0.0, "render": 0.0}
+    found = {"seconds": 0.0, "cpu": 0.0, "read": 0.0, "render": 0.0}
     tokens = 0
     since = time.perf_counter()
     for rows in batches(args.made):
         texts = [["\n".join(turn["content"] for turn in row[side]) for row in rows] for side in SIDES]
         found["read"] += time.perf_counter() - since
-        since = time.perf_counter()
+        since, cpu = time.perf_counter(), cpu_seconds()
         encoded = [tokenizer(some)["input_ids"] for some in texts]
         found["seconds"] += time.perf_counter() - since
+        found["cpu"] += cpu_seconds() - cpu
         tokens += sum(len(ids) for some in encoded for ids in some)
         since = time.perf_counter()
         tokenizer.apply_chat_template([row["prompt"] for row in rows], tokenize=False, add_generation_prompt=True)
@@ -197,14 +205,14 @@ def main() -> None:
     neighbours = [{row["what"]: row["seconds"] for row in two} for two in zip(rows[::2], rows[1::2], strict=True)]
     ratios = sorted(two["theirs"] / two["ours"] for two in neighbours)
     print(f"{args.pairs:,} pairs, {size / 2**20:,.0f} MiB of JSON, {exact['compared']:,} compared and equal")
-    print("| | seconds, median (all) | pairs a second | peak MiB (before) |")
-    print("|---|---|---|---|")
+    print("| | seconds, median (all) | pairs a second | processor seconds | peak MiB (before) |")
+    print("|---|---|---|---|---|")
     for what, some in of.items():
         seconds = [row["seconds"] for row in some]
         each = ", ".join(f"{s:.1f}" for s in seconds)
         peak, before = (max(row[key] for row in some) for key in ("peak_mib", "before_mib"))
-        middle = statistics.median(seconds)
-        print(f"| {what} | {middle:.1f} ({each}) | {args.pairs / middle:,.0f} | {peak:,} ({before:,}) |")
+        middle, cpu = statistics.median(seconds), statistics.median(row["cpu"] for row in some)
+        print(f"| {what} | {middle:.1f} ({each}) | {args.pairs / middle:,.0f} | {cpu:.1f} | {peak:,} ({before:,}) |")
     print(f"theirs / ours: median {statistics.median(ratios):.2f}, {ratios[0]:.2f} to {ratios[-1]:.2f}")
     for key, what in (("read", "theirs"), ("render", "theirs"), ("open", "ours"), ("step_ms", "ours")):
         print(f"{what}, {key}: {statistics.median(row[key] for row in of[what]):.3f}")

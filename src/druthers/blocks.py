@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from druthers.pieces import Encoder, Places, Ragged
 from druthers.records import InputError, Message, Pair
 from druthers.templates import Lazy, Writer, plain
-from druthers.tokens import TokenizedPair, Tokenizer, control_tokens, tokenize, turns, written
+from druthers.tokens import BARE, TokenizedPair, Tokenizer, control_tokens, tokenize, turns, written
 
 ID = np.dtype("S24")
 
@@ -221,9 +221,10 @@ class BlockTokenizer:
     def segments(self, pair: Pair, texts: dict[str, int]) -> tuple[int, Side, Side] | None:
         """Numbers of the texts of prompt, chosen and rejected, which are added where new; None for a refused pair."""
         messages = (*pair.prompt, *pair.chosen, *pair.rejected)
-        if self.watch.search("\n".join(map(written, messages))) and any(map(self.watch.search, map(written, messages))):
-            return None
         bare = all(map(plain, messages))
+        texts_of = (f"{m.content}{BARE}" for m in messages) if bare else map(written, messages)
+        if any(map(self.watch.search, texts_of)):
+            return None
         asked: list[str] = []
 
         def write(messages: Sequence[Message], *, ask: bool) -> str:

@@ -7,6 +7,7 @@ anew). A process ends with the pipe it reads, so none outlives its parent.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import pickle
 import queue
@@ -34,7 +35,7 @@ def over(work: Callable[[Job], Found], jobs: Iterable[Job], *, count: int) -> Ge
     here, in the order of the jobs; it is also raised where a process ends early.
     """
     if count <= 1:
-        yield from map(work, jobs)
+        yield from (uncollected(work, job) for job in jobs)
         return
     idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
     with contextlib.ExitStack() as stack:
@@ -108,6 +109,17 @@ def answer(process: subprocess.Popen[bytes], job: object, *, first: bytes) -> An
     return found
 
 
+def uncollected(work: Callable[[Job], Found], job: Job) -> Found:
+    """Work without pauses for garbage collection, which takes a third of the time where many objects live for long."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        return work(job)
+    finally:
+        if on:
+            gc.enable()
+
+
 def serve() -> None:
     """The life of a process: the work, then one job after the other, until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
@@ -117,12 +129,13 @@ def serve() -> None:
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             reply(sink, work, pickle.load(source))
+            gc.collect()
 
 
 def reply(sink: IO[bytes], work: Callable[[Job], object], job: Job) -> None:
     """The result of one job, or the InputError it raised."""
     try:
-        found = work(job)
+        found = uncollected(work, job)
     except InputError as error:
         found = error
     pickle.dump(found, sink, protocol=pickle.HIGHEST_PROTOCOL)

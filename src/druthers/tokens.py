@@ -68,6 +68,10 @@ def written(message: Message) -> str:
     return f"{message.content} {message.name} {message.tool_call_id} {message.tool_calls}"
 
 
+BARE = " None None None"
+"""What `written` has behind the content of a message that is nothing but a role and a content."""
+
+
 def check_text(messages: Iterable[Message], tokenizer: Tokenizer) -> None:
     """Refuse text that would be read as template structure."""
     control = control_tokens(tokenizer)
