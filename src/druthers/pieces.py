@@ -2,10 +2,9 @@
 
 Tokenizers in the line of GPT-2 cut a text into words before anything is merged, and every one of their rules cuts
 before a space that follows anything but white space (where canonical composition, which some apply first, cannot reach
-across either). So a text is cut there by one regular
-expression, the ids of a piece are looked up, and only pieces that are new go through the tokenizer. Which tokenizers
-these are is read from their own description, rule by rule; any other gets whole texts. What is taken is tried on a
-probe against `tokenizer.encode` first.
+across either). So a text is cut there by one regular expression, the ids of a piece are looked up, and only pieces that
+are new go through the tokenizer. Which tokenizers these are is read from their own description, rule by rule; any other
+gets whole texts. What is taken is tried on a probe against `tokenizer.encode` first.
 """
 
 from __future__ import annotations
