@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from druthers.attention import Layout, Tree, sent
+from druthers.blocks import facts_of
 from druthers.tokens import TokenizedPair
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
@@ -94,7 +95,8 @@ class Order:
         seed: int,
         kind: Literal["shuffled", "stratified"] = "shuffled",
     ) -> None:
-        self.contrast = np.array([len(pair.chosen) - len(pair.rejected) for pair in pairs])
+        lengths_B3 = facts_of(pairs).lengths_B3
+        self.contrast = lengths_B3[:, 1] - lengths_B3[:, 2]
         self.size, self.seed, self.kind = pairs_per_step, seed, kind
         self.drawn: tuple[int, list[list[int]]] = (-1, [])
 
@@ -162,23 +164,25 @@ def plan_packed(pairs: Sequence[TokenizedPair], *, token_budget: int, crew: int,
 
 def plan_padded(pairs: Sequence[TokenizedPair], *, token_budget: int, crew: int) -> list[list[int]]:
     """Pairs of like length together, cut as even as they can be."""
-    order = sorted(range(len(pairs)), key=lambda i: -pairs[i].longest)
-    groups = grouped(pairs, order, token_budget=token_budget // crew)
+    lengths_B3 = facts_of(pairs).lengths_B3
+    longest = (lengths_B3[:, 0] + lengths_B3[:, 1:].max(1, initial=0)).tolist()
+    order = sorted(range(len(pairs)), key=lambda i: -longest[i])
+    groups = grouped(longest, order, token_budget=token_budget // crew)
     if crew == 1:
         return groups
     most = min(len(pairs), math.ceil(len(groups) / crew) * crew)
     budgets = range(1, token_budget // crew)
     smallest = bisect.bisect_left(
-        budgets, True, key=lambda budget: len(grouped(pairs, order, token_budget=budget)) <= most
+        budgets, True, key=lambda budget: len(grouped(longest, order, token_budget=budget)) <= most
     )
-    return grouped(pairs, order, token_budget=smallest + 1)
+    return grouped(longest, order, token_budget=smallest + 1)
 
 
-def grouped(pairs: Sequence[TokenizedPair], order: Sequence[int], *, token_budget: int) -> list[list[int]]:
-    """Indices in their order, cut where one more pair would exceed the budget."""
+def grouped(longest: Sequence[int], order: Sequence[int], *, token_budget: int) -> list[list[int]]:
+    """Indices in their order, cut where one more pair would exceed the budget; `longest` has the longer row of each."""
     groups: list[list[int]] = []
     for i in order:
-        fits = groups and 2 * (len(groups[-1]) + 1) * pairs[groups[-1][0]].longest <= token_budget
+        fits = groups and 2 * (len(groups[-1]) + 1) * longest[groups[-1][0]] <= token_budget
         if fits:
             groups[-1].append(i)
         else:

@@ -38,8 +38,8 @@ T = TypeVar("T")
 
 PAUSE = 0.02
 """Seconds between two looks at whether rank 0 is done: long enough to cost nothing, short beside what it does."""
-MOMENT = 1.0
-"""Seconds that rank 0 stays at a fault, for the others to say theirs or nothing."""
+MOMENT = 5.0
+"""Most seconds that rank 0 stays at a fault, for the others to say theirs or nothing."""
 ALIKE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """Most that a response's log-probability may move when the weights are split, in nats a token."""
 

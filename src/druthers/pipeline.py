@@ -15,7 +15,9 @@ import torch
 import transformers
 
 from druthers import models, storage
+from druthers.blocks import TokenizedPairs
 from druthers.config import ModelSettings, Settings
+from druthers.corpus import tokenized
 from druthers.curate import curate, fingerprint
 from druthers.devices import ALONE, World
 from druthers.evaluate import evaluate
@@ -25,7 +27,6 @@ from druthers.records import InputError, Pair, Prompt
 from druthers.report import write_report
 from druthers.run import TRAINING, Run, environment, input_note, note_code
 from druthers.session import Screen, Session, session
-from druthers.tokens import TokenizedPair, tokenize
 from druthers.train import train
 from druthers.train.checkpoint import best
 from druthers.train.loop import make_schedule, peak_memory_gib
@@ -116,11 +117,21 @@ def outdated(run: Run, settings: Settings, *, screen: Screen) -> bool:
     return False
 
 
-def read_pairs(run: Run, part: str, tokenizer: Any, settings: Settings) -> list[TokenizedPair]:
-    """One side of the curated data as token ids."""
-    limits = settings.data
-    pairs = storage.read(str(run.path(f"data/{part}.jsonl")), Pair)
-    return [tokenize(pair, tokenizer, max_prompt=limits.max_prompt, max_response=limits.max_response) for pair in pairs]
+def read_pairs(run: Run, part: str, tokenizer: Any, settings: Settings, *, screen: Screen) -> TokenizedPairs:
+    """One side of the curated data as token ids, on disk and mapped into memory."""
+    return tokenized(
+        run.path(f"data/{part}.jsonl"),
+        tokenizer,
+        max_prompt=settings.data.max_prompt,
+        max_response=settings.data.max_response,
+        workers=torch.get_num_threads(),
+        progress=screen.bar(f"{part} pairs tokenized"),
+    )
+
+
+def read_sides(run: Run, policy: Loaded, settings: Settings, *, screen: Screen) -> list[TokenizedPairs]:
+    """Training and held-out pairs."""
+    return [read_pairs(run, part, policy.tokenizer, settings, screen=screen) for part in ("train", "heldout")]
 
 
 def train_stage(run: Run, settings: Settings, *, screen: Screen, world: World = ALONE) -> Loaded | None:
@@ -134,7 +145,9 @@ def train_stage(run: Run, settings: Settings, *, screen: Screen, world: World = 
     since = time.monotonic()
     policy = models.load(settings.model, seed=settings.seed)
     world.first(lambda: note_inputs(run, settings, policy, ranks=world.size))
-    pairs, heldout = (read_pairs(run, part, policy.tokenizer, settings) for part in ("train", "heldout"))
+    if world.size > 1:  # rank 0 makes what the others open
+        world.first(lambda: [len(part) for part in read_sides(run, policy, settings, screen=screen)])
+    pairs, heldout = read_sides(run, policy, settings, screen=screen)
     say_plan(settings, policy, pairs, screen=screen, ranks=world.size)
     section = train(
         run,
@@ -197,13 +210,13 @@ def note_inputs(run: Run, settings: Settings, policy: Loaded, *, ranks: int) -> 
     note_code(run)
 
 
-def say_plan(settings: Settings, policy: Loaded, pairs: list[TokenizedPair], *, screen: Screen, ranks: int) -> None:
+def say_plan(settings: Settings, policy: Loaded, pairs: TokenizedPairs, *, screen: Screen, ranks: int) -> None:
     """Print what follows from the settings before the first step."""
     t = settings.train
     trained = sum(weight.numel() for weight in models.trainable(policy).values())
     total = make_schedule(len(pairs), t).total
     used = min(len(pairs), total * t.pairs_per_step)
-    tokens = sum(2 * len(pair.prompt) + len(pair.chosen) + len(pair.rejected) for pair in pairs) / len(pairs)
+    tokens = float((pairs.facts.lengths_B3 @ (2, 1, 1)).mean())
     screen.say(
         f"{policy.name}: {trained / 1e6:.1f} M weights trained ({'LoRA' if policy.adapted else 'all'}), "
         f"{str(policy.compute).removeprefix('torch.')} compute on {policy.device}, {torch.get_num_threads()} threads"

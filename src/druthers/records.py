@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
 
 class InputError(ValueError):
     """Bad input from outside; the text names the value, the rule and the remedy in one sentence."""
@@ -25,7 +27,7 @@ def content_id(content: object) -> str:
     >>> content_id({"b": 1, "a": "é"}) == content_id({"a": "é", "b": 1})
     True
     """
-    text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    text = CANONICAL.encode(content)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:24]
 
 
@@ -59,6 +61,8 @@ class Message(Record):
 
     def template_form(self) -> dict[str, Any]:
         """The dict a chat template expects: only the keys that are set."""
+        if self.tool_calls is None and self.name is None and self.tool_call_id is None:
+            return {"role": self.role, "content": self.content}
         return self.model_dump(mode="json", exclude_none=True)
 
 

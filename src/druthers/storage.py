@@ -116,6 +116,35 @@ def read(path: str, kind: type[R]) -> Generator[R]:
             yield parse(row, kind, where=where)
 
 
+@dataclass(frozen=True)
+class Lines:
+    """Some whole lines of a local JSONL file, the first of them line `first` of it."""
+
+    name: str
+    first: int
+    data: bytes
+
+
+def runs_of_lines(path: str | Path, *, size: int) -> Generator[Lines]:
+    """A local, unpacked JSONL file in runs of whole lines of about `size` bytes; InputError for an empty one."""
+    name, number = str(path), 1
+    with _reading(name), open(name, "rb") as file:
+        while data := file.read(size):
+            data += file.readline()
+            yield Lines(name, number, data)
+            number += data.count(b"\n")
+    if number == 1:
+        raise InputError(f"{name}: is empty; give at least one row")
+
+
+def read_lines(lines: Lines, kind: type[R]) -> Iterator[R]:
+    """The rows of some lines as `read` gives them, faults with their place in the file."""
+    for line in _json_lines(lines.name, io.BytesIO(lines.data), first=lines.first):
+        if line.fault:
+            raise InputError(f"{line.where}: {line.fault}")
+        yield parse(line.row, kind, where=line.where)
+
+
 def parse(row: dict[str, Any], kind: type[R], *, where: str) -> R:
     """One row as a record; InputError says `where: field: why` and offers the nearest field for an unknown one.
 
@@ -246,10 +275,10 @@ def _kind(file: str) -> str:
     return "" if kind == ".parquet" and name != shown(file).lower() else kind
 
 
-def _json_lines(name: str, stream: BinaryIO) -> Iterator[Line]:
-    number = 0
+def _json_lines(name: str, stream: BinaryIO, *, first: int = 1) -> Iterator[Line]:
+    number = first - 1
     try:
-        for number, data in enumerate(stream, 1):
+        for number, data in enumerate(stream, first):
             if number == 1:
                 data = data.removeprefix(b"\xef\xbb\xbf")
             if data.strip():

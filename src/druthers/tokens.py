@@ -1,4 +1,4 @@
-"""`Pair` to `TokenizedPair`: the only file that touches a tokenizer.
+"""`Pair` to `TokenizedPair`, one at a time: the meaning of tokenisation, which `blocks.py` repeats for many at once.
 
 Token ids are built by segment: the prompt is rendered and encoded once and its ids stand verbatim in both branches, so
 a boundary that differs between chosen and rejected cannot exist. Only assistant turns of the response are scored, and
@@ -7,7 +7,7 @@ the end-of-turn token always is, also when a long response is cut.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,7 +22,13 @@ class Tokenizer(Protocol):
     eos_token_id: int | None
     chat_template: str | None
     added_tokens_decoder: dict[int, Any]
+    special_tokens_map: dict[str, Any]
+    is_fast: bool
 
+    @property
+    def backend_tokenizer(self) -> Any: ...
+    def __len__(self) -> int: ...
+    def save_pretrained(self, save_directory: str) -> object: ...
     def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]: ...
     def apply_chat_template(
         self, conversation: Any, *, tools: Any = ..., tokenize: bool = ..., add_generation_prompt: bool = ...
@@ -57,11 +63,20 @@ def control_tokens(tokenizer: Tokenizer) -> frozenset[str]:
     return frozenset(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
 
 
+def written(message: Message) -> str:
+    """Everything of a message that a chat template may write into the text."""
+    return f"{message.content} {message.name} {message.tool_call_id} {message.tool_calls}"
+
+
+BARE = " None None None"
+"""What `written` has behind the content of a message that is nothing but a role and a content."""
+
+
 def check_text(messages: Iterable[Message], tokenizer: Tokenizer) -> None:
     """Refuse text that would be read as template structure."""
     control = control_tokens(tokenizer)
     for message in messages:
-        text = f"{message.content} {message.name} {message.tool_call_id} {message.tool_calls}"
+        text = written(message)
         for token in sorted(control):
             if token in text:
                 raise InputError(
@@ -95,10 +110,10 @@ def encode_prompt(
     return tokenizer.encode(render(messages, tokenizer, tools=tools, ask=True), add_special_tokens=False)
 
 
-def split_turn(text: str, tokenizer: Tokenizer) -> tuple[str, str]:
-    """The text of a turn up to its end token, and the white space that templates write behind it."""
+def split_turn(text: str, ends: tuple[str, ...]) -> tuple[str, str]:
+    """The text of a turn up to its end token (one of `ends`), and the white space that templates write behind it."""
     bare = text.rstrip()
-    return (bare, text[len(bare) :]) if bare.endswith(tuple(control_tokens(tokenizer))) else (text, "")
+    return (bare, text[len(bare) :]) if bare.endswith(ends) else (text, "")
 
 
 def encode_turn(text: str, tokenizer: Tokenizer) -> list[int]:
@@ -114,6 +129,35 @@ def encode_turn(text: str, tokenizer: Tokenizer) -> list[int]:
     return [*ids, tokenizer.eos_token_id]
 
 
+class Write(Protocol):
+    """A conversation to its text; `ask` adds the opening of an assistant turn."""
+
+    def __call__(self, messages: Sequence[Message], *, ask: bool) -> str: ...
+
+
+def turns(
+    prompt: Sequence[Message], response: Sequence[Message], write: Write, *, ends: tuple[str, ...]
+) -> Iterator[tuple[str, str]]:
+    """The text of a response behind its prompt: for each assistant turn what stands before it, and the turn itself."""
+    so_far = write(prompt, ask=True)
+    behind = ""
+    for i, message in enumerate(response):
+        if message.role != "assistant":
+            continue
+        before = [*prompt, *response[:i]]
+        opening = write(before, ask=True) if i else so_far
+        closing = write([*before, message], ask=False)
+        if not opening.startswith(so_far) or not closing.startswith(opening):
+            raise InputError(
+                "the chat template rewrites earlier turns when a turn is added, "
+                "so the response has no fixed place in the text; use a template that only appends"
+            )
+        header = behind + opening[len(so_far) :]
+        text, behind = split_turn(closing[len(opening) :], ends)
+        yield header, text
+        so_far = closing
+
+
 def encode_response(
     prompt: Sequence[Message],
     response: Sequence[Message],
@@ -125,25 +169,14 @@ def encode_response(
     check_text(response, tokenizer)
     ids: list[int] = []
     scored: list[bool] = []
-    written = render(prompt, tokenizer, tools=tools, ask=True)
-    behind = ""
-    for i, message in enumerate(response):
-        if message.role != "assistant":
-            continue
-        before = [*prompt, *response[:i]]
-        opening = render(before, tokenizer, tools=tools, ask=True)
-        closing = render([*before, message], tokenizer, tools=tools, ask=False)
-        if not opening.startswith(written) or not closing.startswith(opening):
-            raise InputError(
-                "the chat template rewrites earlier turns when a turn is added, "
-                "so the response has no fixed place in the text; use a template that only appends"
-            )
-        header = tokenizer.encode(behind + opening[len(written) :], add_special_tokens=False)
-        text, behind = split_turn(closing[len(opening) :], tokenizer)
-        turn = encode_turn(text, tokenizer)
+
+    def write(messages: Sequence[Message], *, ask: bool) -> str:
+        return render(messages, tokenizer, tools=tools, ask=ask)
+
+    for opening, text in turns(prompt, response, write, ends=tuple(control_tokens(tokenizer))):
+        header, turn = tokenizer.encode(opening, add_special_tokens=False), encode_turn(text, tokenizer)
         ids += header + turn
         scored += [False] * len(header) + [True] * len(turn)
-        written = closing
     return ids, scored
 
 

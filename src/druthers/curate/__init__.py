@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import tempfile
@@ -14,6 +15,7 @@ from typing import Any, BinaryIO, Literal, cast
 import numpy as np
 
 from druthers import storage
+from druthers.blocks import BlockTokenizer
 from druthers.config import DataSettings, Settings
 from druthers.curate.importers import Form, Imported, RowFault, detect, read_pair
 from druthers.curate.ledger import Ledger, Shelf
@@ -28,6 +30,8 @@ __all__ = ["CurateSummary", "curate", "pairs_from_ranking"]
 Progress = Callable[[int, int], None]
 LOOKS = 100
 EVERY = 64
+AT_ONCE = 512
+"""Rows that are read, and if one of them is asked for tokenized, at a time."""
 
 
 @dataclass(frozen=True)
@@ -106,13 +110,18 @@ def _fill(
     tell: Callable[[], None],
 ) -> None:
     """Read the held-out part (if there is one of its own), then the rest, onto their shelves."""
+    many = BlockTokenizer(tokenizer, max_prompt=data.max_prompt, max_response=data.max_response)
+
+    def shelve(line: Line, pair: Pair, fit: Fit, shelf: Shelf, number: int) -> bool:
+        return _shelve(line, pair, shelf, ledger, number=number, fit=fit, data=data, tokenizer=tokenizer)
+
     if source.heldout:
-        for line, pair in _pairs(source.heldout, ledger, tell, form=data.format):
-            _shelve(line, pair, held, ledger, number=draw(pair.prompt, seed=seed), data=data, tokenizer=tokenizer)
+        for line, pair, fit in _pairs(source.heldout, ledger, tell, form=data.format, tokenizer=many):
+            shelve(line, pair, fit, held, draw(pair.prompt, seed=seed))
     leaks = frozenset(held.draws)
     bound = 0 if source.heldout else int(data.heldout_share * WHOLE)
     trained = 0
-    for line, pair in _pairs(source.train, ledger, tell, form=data.format):
+    for line, pair, fit in _pairs(source.train, ledger, tell, form=data.format, tokenizer=many):
         number = draw(pair.prompt, seed=seed)
         if number in leaks:
             ledger.refuse(line, RowFault("leak", "the prompt is also among the held-out ones"))
@@ -121,23 +130,72 @@ def _fill(
             ledger.refuse(line, RowFault("small_margin", why))
         elif number >= bound and data.limit is not None and trained >= data.limit:
             ledger.beyond_limit += 1
-        elif _shelve(line, pair, main, ledger, number=number, data=data, tokenizer=tokenizer):
+        elif shelve(line, pair, fit, main, number):
             trained += number >= bound
 
 
 def _pairs(
-    path: str, ledger: Ledger, tell: Callable[[], None], *, form: Form | Literal["auto"]
-) -> Iterator[tuple[Line, Pair]]:
-    """The rows of a path that are pairs; the others are booked."""
+    path: str,
+    ledger: Ledger,
+    tell: Callable[[], None],
+    *,
+    form: Form | Literal["auto"],
+    tokenizer: BlockTokenizer,
+) -> Iterator[tuple[Line, Pair, Fit]]:
+    """The rows of a path that are pairs, and how to learn whether one fits the model; the others are booked."""
     with contextlib.closing(storage.lines(path)) as lines:
         first = list(itertools.islice(lines, LOOKS if form == "auto" else 0))
         ledger.form = _form(first) if form == "auto" else form
-        for line in itertools.chain(first, lines):
-            ledger.rows += 1
-            tell()
-            imported = _import(line, ledger)
-            if imported is not None:
-                yield line, imported.pair
+        for run in _runs(itertools.chain(first, lines)):
+            imported = [_import(line, ledger.form) for line in run]
+            fits = Fits([found.pair for found in imported if isinstance(found, Imported)], tokenizer)
+            places = itertools.count()
+            for line, found in zip(run, imported, strict=True):
+                ledger.rows += 1
+                tell()
+                if isinstance(found, RowFault):
+                    ledger.refuse(line, found)
+                    continue
+                ledger.ignored.update(found.ignored)
+                ledger.joined += found.joined
+                yield line, found.pair, functools.partial(fits.of, next(places))
+
+
+def _runs(lines: Iterator[Line]) -> Iterator[list[Line]]:
+    """Lines some at a time; those before a fault of the whole file come before the fault."""
+    run: list[Line] = []
+    try:
+        for line in lines:
+            run.append(line)
+            if len(run) == AT_ONCE:
+                yield run
+                run = []
+    except InputError:
+        yield run
+        raise
+    yield run
+
+
+Fit = Callable[[], TokenizedPair | InputError]
+"""The tokens of a pair, or why it does not fit the model."""
+
+
+class Fits:
+    """The tokens of some pairs, all made when the first are asked for: rows beyond a limit are never asked about."""
+
+    def __init__(self, pairs: list[Pair], tokenizer: BlockTokenizer) -> None:
+        self.pairs, self.tokenizer = pairs, tokenizer
+
+    def of(self, place: int) -> TokenizedPair | InputError:
+        """Those of one pair."""
+        return self.found[place]
+
+    @functools.cached_property
+    def found(self) -> list[TokenizedPair | InputError]:
+        """Those of all."""
+        block, refused = self.tokenizer.sort(self.pairs)
+        good = map(block.pair, itertools.count())
+        return [refused[i] if i in refused else next(good) for i in range(len(self.pairs))]
 
 
 def _form(first: Iterable[Line]) -> Form:
@@ -147,38 +205,36 @@ def _form(first: Iterable[Line]) -> Form:
     return "trl" if row is None else detect(row)
 
 
-def _import(line: Line, ledger: Ledger) -> Imported | None:
+def _import(line: Line, form: Form) -> Imported | RowFault:
     try:
-        if line.fault:
-            raise RowFault("malformed", line.fault)
-        imported = read_pair(line.row, ledger.form)
+        return RowFault("malformed", line.fault) if line.fault else read_pair(line.row, form)
     except RowFault as fault:
-        ledger.refuse(line, fault)
-        return None
-    ledger.ignored.update(imported.ignored)
-    ledger.joined += imported.joined
-    return imported
+        return fault
 
 
 def _shelve(
-    line: Line, pair: Pair, shelf: Shelf, ledger: Ledger, *, number: int, data: DataSettings, tokenizer: Tokenizer
+    line: Line,
+    pair: Pair,
+    shelf: Shelf,
+    ledger: Ledger,
+    *,
+    number: int,
+    fit: Fit,
+    data: DataSettings,
+    tokenizer: Tokenizer,
 ) -> bool:
     """Keep a pair that is new and fits the model; whether it was kept."""
     try:
         if bytes.fromhex(pair.id) in shelf.ids:
             raise RowFault("duplicate", "the same prompt and responses stand in an earlier row")
-        shelf.add(pair, _fit(pair, tokenizer, data), number)
+        tokens = fit()
+        if isinstance(tokens, InputError):
+            raise RowFault(_reason(pair, tokenizer, data), str(tokens))
+        shelf.add(pair, tokens, number)
     except RowFault as fault:
         ledger.refuse(line, fault)
         return False
     return True
-
-
-def _fit(pair: Pair, tokenizer: Tokenizer, data: DataSettings) -> TokenizedPair:
-    try:
-        return tokenize(pair, tokenizer, max_prompt=data.max_prompt, max_response=data.max_response)
-    except InputError as error:
-        raise RowFault(_reason(pair, tokenizer, data), str(error)) from None
 
 
 def _reason(pair: Pair, tokenizer: Tokenizer, data: DataSettings) -> str:

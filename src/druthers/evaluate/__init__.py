@@ -19,6 +19,7 @@ import transformers
 
 from druthers import judges, models, storage
 from druthers.config import EvaluateSettings, Settings
+from druthers.corpus import tokenized
 from druthers.evaluate.answers import (
     AnswerResult,
     Judge,
@@ -41,7 +42,6 @@ from druthers.losses import LOSSES
 from druthers.models import Loaded
 from druthers.records import Exchange, Outcome, Pair, Prompt
 from druthers.run import Run
-from druthers.tokens import tokenize
 
 __all__ = ["evaluate", "evaluate_answers", "evaluate_kl", "evaluate_pairs", "verdict"]
 
@@ -183,7 +183,7 @@ def measure_kl(room: Room, *, prompts: Sequence[Messages]) -> KL:
 
 def measure_pairs(room: Room, *, pairs: Sequence[Pair], found: Verdict) -> PairResult:
     """Diagnostics of the held-out pairs at the best step, written and returned."""
-    outcomes = held_out_outcomes(room, pairs)
+    outcomes = held_out_outcomes(room)
     prompts = {pair.id: pair.prompt_id for pair in pairs}
     result = evaluate_pairs(outcomes, prompts=prompts, beta=room.settings.loss.beta, seed=room.settings.seed)
     result = replace(result, text=explain(result, verdict=found.word))
@@ -191,15 +191,21 @@ def measure_pairs(room: Room, *, pairs: Sequence[Pair], found: Verdict) -> PairR
     return result
 
 
-def held_out_outcomes(room: Room, pairs: Sequence[Pair]) -> list[Outcome]:
+def held_out_outcomes(room: Room) -> list[Outcome]:
     """Outcomes of the best step as training wrote them; scored now where it wrote none."""
     step, settings = best_step(room.run), room.settings
     written = outcomes_of_step(room.run, step)
     if written:
         return written
-    limits = {"max_prompt": settings.data.max_prompt, "max_response": settings.data.max_response}
+    pairs = tokenized(
+        room.run.path("data/heldout.jsonl"),
+        room.policy.tokenizer,
+        max_prompt=settings.data.max_prompt,
+        max_response=settings.data.max_response,
+        workers=torch.get_num_threads(),
+    )
     return score_outcomes(
-        [tokenize(pair, room.policy.tokenizer, **limits) for pair in pairs],
+        pairs,
         policy=room.policy,
         reference=room.reference,
         inside=underneath,

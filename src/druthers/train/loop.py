@@ -13,11 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from druthers import devices
 from druthers.batching import Batch, Order, collate, plan, step_count
+from druthers.blocks import Facts, Picked, facts_of
 from druthers.config import Settings, TrainSettings
 from druthers.crew import Crew, crew_of
 from druthers.devices import ALONE, World
@@ -40,19 +42,25 @@ def make_loss(settings: Settings, pairs: Sequence[TokenizedPair], heldout: Seque
     """The loss of the settings; refuses graded pairs with a loss that would ignore the grades."""
     knobs = settings.loss.model_dump()
     loss = LOSSES[knobs.pop("name")](**knobs)
-    graded = next((pair for pair in (*pairs, *heldout) if pair.p != 1.0 or pair.margin != 0.0), None)
+    facts = [facts_of(some) for some in (pairs, heldout)]
+    graded = next((some[i] for some, of in zip((pairs, heldout), facts, strict=True) for i in graded_places(of)), None)
     if graded is not None and not loss.graded:
         raise InputError(
             f"pair {graded.id} carries p = {graded.p:g} and margin = {graded.margin:g}, "
             f"which the loss {settings.loss.name!r} cannot honour; "
             "use loss.name=sigmoid, or remove p and margin from the pairs"
         )
-    for side, some in (("training", pairs), ("held-out", heldout)):
-        if not any(pair.weight > 0 for pair in some):
+    for side, of in zip(("training", "held-out"), facts, strict=True):
+        if not (of.weight_B > 0).any():
             raise InputError(
                 f"every {side} pair has weight 0, so nothing can be learned or measured; raise some weight"
             )
     return loss
+
+
+def graded_places(facts: Facts) -> list[int]:
+    """The pairs that carry a grade."""
+    return [int(i) for i in np.flatnonzero((facts.p_B != 1.0) | (facts.margin_B != 0.0))]
 
 
 def learning_rate_at(step: int, *, total: int, settings: TrainSettings) -> float:
@@ -205,7 +213,7 @@ def used_pairs(pairs: Sequence[TokenizedPair], schedule: Schedule, order: Order)
     """The pairs some step will train on: all of them, or fewer in a run of less than one epoch."""
     if schedule.total * order.size >= len(pairs):
         return pairs
-    return [pairs[i] for s in range(schedule.total) for i in order.step(s)]
+    return Picked([pairs], [i for s in range(schedule.total) for i in order.step(s)])
 
 
 def better(value: float, than: float | None, *, metric: str) -> bool:
@@ -276,7 +284,7 @@ def train(
     loss, schedule = make_loss(settings, pairs, heldout), make_schedule(len(pairs), t)
     order = Order(pairs, kind=t.order, pairs_per_step=t.pairs_per_step, seed=settings.seed)
     used = used_pairs(pairs, schedule, order)
-    needed = [*used, *heldout]
+    needed = Picked([used, heldout])
     chosen = reference.choose(
         t.reference, policy, needed, token_budget=t.token_budget, progress=scoring, say=say, world=world
     )
