@@ -48,7 +48,11 @@ class ModelSettings(Section):
         "each, 'padded' fills rows up; 'auto' is the first of them that this model computes exactly",
     )
 
-    @field_validator("adapter", mode="before")
+    quantize: Literal["none", "4bit"] = Field(
+        "none", description="'4bit' holds the frozen weights under an adapter in 4 bits (QLoRA; CUDA and bitsandbytes)"
+    )
+
+    @field_validator("adapter", "quantize", mode="before")
     @classmethod
     def _none_is_a_name_here(cls, value: object) -> object:
         """On the command line `none` unsets a setting; here it is one of the names."""
@@ -117,6 +121,16 @@ class TrainSettings(Section):
         ge=16,
         description="most tokens at once, padding too: in one micro-batch, or in the two that a CPU runs side by side",
     )
+    recompute: Literal["auto", "none", "layers", "selective"] = Field(
+        "auto",
+        description="activations made again in the backward to save memory: 'selective' all but matrix products, "
+        "'layers' whole layers; 'auto' is the least of it that fits the free memory",
+    )
+    optimizer: Literal["adamw", "adamw-8bit"] = Field(
+        "adamw",
+        description="'adamw-8bit' holds weights in bfloat16, rounded at random, and optimizer states in 8 bits: "
+        "6 bytes a weight instead of 16",
+    )
     learning_rate: float = Field(5e-6, gt=0, description="peak learning rate")
     schedule: Literal["linear", "cosine", "constant"] = Field("cosine", description="shape after warm-up")
     warmup_share: float = Field(0.1, ge=0, lt=1, description="share of the steps that warm up linearly")
@@ -127,6 +141,12 @@ class TrainSettings(Section):
     best_metric: Literal["loss", "accuracy", "margin"] = Field(
         "loss", description="held-out metric that picks the kept checkpoint"
     )
+
+    @field_validator("recompute", mode="before")
+    @classmethod
+    def _none_is_a_name_here(cls, value: object) -> object:
+        """On the command line `none` unsets a setting; here it is one of the names."""
+        return "none" if value is None else value
 
 
 class EvaluateSettings(Section):

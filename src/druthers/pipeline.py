@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 import transformers
 
-from druthers import models, storage
+from druthers import lowbit, models, storage
 from druthers.config import ModelSettings, Settings
 from druthers.curate import curate, fingerprint
 from druthers.evaluate import evaluate
@@ -59,10 +59,20 @@ def align(settings: Settings, *, screen: Screen) -> dict[str, Any]:
 
 
 def prepare(settings: Settings) -> None:
-    """Threads as asked for, and transformers' own bars off."""
+    """Threads as asked for, transformers' own bars off, and settings that exclude one another refused."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     models.quiet()
+    if settings.train.optimizer == "adamw-8bit":
+        lowbit.check_narrow(settings.model)
+    if settings.model.quantize == "4bit":
+        lowbit.check_4bit(settings.model, models.device_named(settings.model.device))
+
+
+def load_model(settings: Settings) -> Loaded:
+    """The model of a run before training, its weights in the type that the run holds them in."""
+    held = torch.bfloat16 if settings.train.optimizer == "adamw-8bit" else torch.float32
+    return models.load(settings.model, seed=settings.seed, held=held)
 
 
 def check_evaluation(run: Run, settings: Settings) -> None:
@@ -133,7 +143,7 @@ def train_stage(run: Run, settings: Settings, *, screen: Screen) -> Loaded | Non
         return None
     screen.stage("train")
     since = time.monotonic()
-    policy = models.load(settings.model, seed=settings.seed)
+    policy = load_model(settings)
     note_inputs(run, settings, policy)
     pairs, heldout = (read_pairs(run, part, policy.tokenizer, settings) for part in ("train", "heldout"))
     say_plan(settings, policy, pairs, screen=screen)
@@ -145,6 +155,7 @@ def train_stage(run: Run, settings: Settings, *, screen: Screen) -> Loaded | Non
         heldout=heldout,
         note=watcher(screen, settings, len(pairs)),
         scoring=screen.bar("reference log-probs"),
+        say=screen.say,
     )
     screen.clear()
     run.update_summary({"train": section})
@@ -223,7 +234,7 @@ def watcher(screen: Screen, settings: Settings, count: int) -> Callable[[dict[st
 def load_policy(run: Run) -> Loaded:
     """The aligned model of a finished run: base weights with the best checkpoint on top."""
     weights = best(run.folder) / "weights.safetensors"
-    policy = models.load(run.settings().model)
+    policy = load_model(run.settings())
     check_same_model(run, policy)
     models.restore_trainable(policy, weights)
     return policy
@@ -241,7 +252,7 @@ def check_same_model(run: Run, policy: Loaded) -> None:
 
 def load_base(policy: Loaded, settings: Settings) -> Loaded:
     """The reference beside a policy: the same object under an adapter (switched off where needed), or a fresh load."""
-    return policy if policy.adapted else models.load(settings.model)
+    return policy if policy.adapted else load_model(settings)
 
 
 def evaluate_stage(run: Run, settings: Settings, *, screen: Screen, policy: Loaded | None) -> None:

@@ -20,13 +20,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from druthers.batching import Order, collate, plan, step_count
 from druthers.config import Settings, TrainSettings
 from druthers.crew import Crew, crew_of
 from druthers.logprobs import pair_logps
 from druthers.losses import LOSSES, Loss, PairTerms
+from druthers.memory import Choice, choose, free_bytes, largest
 from druthers.models import Loaded, computing, trainable
+from druthers.recompute import recomputing
 from druthers.records import InputError, Outcome
 from druthers.run import Run
 from druthers.storage import replacing
@@ -35,6 +38,7 @@ from druthers.tokens import TokenizedPair
 from druthers.train import checkpoint, reference
 from druthers.train.checkpoint import Position
 from druthers.train.interruption import Interrupted, Interruption
+from druthers.train.optimizer import AdamW8bit, state_bytes
 from druthers.train.reference import Reference
 
 OUTCOME_LOG = "outcomes.jsonl"
@@ -88,14 +92,26 @@ def learning_rate_at(step: int, *, total: int, settings: TrainSettings) -> float
     return settings.learning_rate * shape[settings.schedule]
 
 
-def make_optimizer(policy: Loaded, settings: TrainSettings) -> torch.optim.AdamW:
-    """Fused AdamW over the trainable weights; decay only on matrices."""
+def make_optimizer(policy: Loaded, settings: TrainSettings, *, seed: int = 0) -> Optimizer:
+    """AdamW over the trainable weights, torch's fused one or ours with states of 8 bits; decay only on matrices."""
     weights = list(trainable(policy).values())
     groups = [
         {"params": [w for w in weights if w.ndim >= 2], "weight_decay": settings.weight_decay},
         {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate, fused=True)
+    groups = [g for g in groups if g["params"]]
+    if settings.optimizer == "adamw-8bit":
+        return AdamW8bit(groups, lr=settings.learning_rate, seed=seed)
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+
+
+def choose_recompute(crew: Crew, optimizer: Optimizer, pairs: Sequence[TokenizedPair], t: TrainSettings) -> Choice:
+    """What is made again in the backward, by what the largest micro-batch needs and what memory is free."""
+    policy = crew.policy
+    states = 0 if optimizer.state else state_bytes(trainable(policy).values(), t.optimizer)
+    tokens, scored = largest(pairs, token_budget=t.token_budget, crew=len(crew.members), rung=policy.layout.rung)
+    free = free_bytes(policy.device)
+    return choose(t.recompute, crew, states=states, tokens=tokens, scored=scored, free=free)
 
 
 def run_pairs(
@@ -371,32 +387,36 @@ def train(
     heldout: Sequence[TokenizedPair],
     note: Callable[[Row], None] = lambda row: None,
     scoring: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Row:
     """Train the policy on `pairs`, watching `heldout`; return the `train` section of the summary.
 
     Continues from the newest checkpoint of the run when there is one: weights and metrics are then those of an
     uninterrupted run, bit for bit on a CPU with the same number of threads. `note` is called with every line of
-    metrics. Raises Interrupted after a signal (the state is saved), InputError for pairs the loss cannot honour,
-    a broken reference, a loss that is not finite, or a full disk.
+    metrics, `say` with what was derived. Raises Interrupted after a signal (the state is saved), InputError for pairs
+    the loss cannot honour, a broken reference, a loss that is not finite, or a full disk.
     """
     t = settings.train
     loss, schedule = make_loss(settings, pairs, heldout), make_schedule(len(pairs), t)
     order = Order(pairs, kind=t.order, pairs_per_step=t.pairs_per_step, seed=settings.seed)
     used = used_pairs(pairs, schedule, order)
     chosen = reference.choose(t.reference, policy, [*used, *heldout], token_budget=t.token_budget, progress=scoring)
-    optimizer = make_optimizer(policy, t)
+    optimizer = make_optimizer(policy, t, seed=settings.seed)
     found = checkpoint.latest(run.folder)
     position = checkpoint.restore(found, policy, optimizer) if found else Position()
     if found:
         checkpoint.settle(run.folder, position, metric=t.best_metric)
     course = Course(run, settings, crew_of(policy), pairs, order, heldout, chosen.scores, loss, note)
     if position.step < schedule.total or run.has(OUTCOME_LOG):
-        position = finish(course, schedule, position, optimizer)
+        choice = choose_recompute(course.crew, optimizer, used, t)
+        say(f"recompute: {choice.text}")
+        with recomputing(course.crew.members, choice.kind):
+            position = finish(course, schedule, position, optimizer)
         write_outcomes(run)
     return summary(run, position, schedule, used=len(used), kind=chosen.kind)
 
 
-def finish(course: Course, schedule: Schedule, position: Position, optimizer: torch.optim.AdamW) -> Position:
+def finish(course: Course, schedule: Schedule, position: Position, optimizer: Optimizer) -> Position:
     """All steps from `position` to the end."""
     logs, started = Logs(course.run, position), time.monotonic() - position.seconds
     with contextlib.closing(logs), Interruption() as interruption:
@@ -420,9 +440,7 @@ def finish(course: Course, schedule: Schedule, position: Position, optimizer: to
     return position
 
 
-def advance(
-    course: Course, schedule: Schedule, position: Position, optimizer: torch.optim.AdamW, logs: Logs
-) -> Position:
+def advance(course: Course, schedule: Schedule, position: Position, optimizer: Optimizer, logs: Logs) -> Position:
     """One optimizer step."""
     t, step = course.settings.train, position.step + 1
     rate = learning_rate_at(position.step, total=schedule.total, settings=t)
