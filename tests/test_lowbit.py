@@ -65,35 +65,26 @@ def test_float32_products_with_bfloat16_weights_are_refused(tmp_path: Path) -> N
         models.load(settings(tiny.folder(tmp_path), precision="float32"), held=torch.bfloat16)
 
 
-@pytest.mark.parametrize(
-    ("changes", "device", "said"),
-    [
-        ({}, "cuda", "freezes the weights .* add model.adapter=lora"),
-        ({"adapter": "lora"}, "cpu", "needs a CUDA device and the model is on 'cpu'; use model.quantize=none"),
-    ],
-)
-def test_four_bits_are_refused_where_they_cannot_be_trained_on(changes: dict[str, str], device: str, said: str) -> None:
-    own = ModelSettings.model_validate({"quantize": "4bit", **changes})
-    with pytest.raises(InputError, match=said):
-        lowbit.check_4bit(own, torch.device(device))
-
-
 def test_without_bitsandbytes_the_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"needs bitsandbytes; run `pip install 'druthers\[qlora\]'`"):
-        lowbit.check_4bit(ModelSettings(quantize="4bit", adapter="lora"), torch.device("cuda"))
+        lowbit.check_4bit(torch.device("cuda"))
 
 
 def test_four_bits_on_a_cpu_are_refused_before_anything_is_read(tmp_path: Path) -> None:
-    own = settings(tiny.folder(tmp_path), quantize="4bit", adapter="lora")
-    with pytest.raises(InputError, match="needs a CUDA device"):
-        models.load(own)
-
-
-def test_none_is_a_name_for_it() -> None:
     from druthers.config import load
 
-    assert load(overrides=["model.quantize=none", "train.recompute=none"]).train.recompute == "none"
+    own = settings(tiny.folder(tmp_path), adapter="qlora")
+    with pytest.raises(InputError, match="needs a CUDA device and the model is on 'cpu'; use model.adapter=lora"):
+        models.load(own)
+    with pytest.raises(InputError, match="needs a CUDA device"):
+        prepare(load(overrides=["model.adapter=qlora", "model.device=cpu"]))
+
+
+def test_no_recomputing_is_named_none() -> None:
+    from druthers.config import load
+
+    assert load(overrides=["train.recompute=none"]).train.recompute == "none"
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -19,7 +19,7 @@ from druthers import lowbit
 from druthers.config import ModelSettings, Settings, TrainSettings, load
 from druthers.models import Loaded, attach_adapter, trainable, weights_sha
 from druthers.run import Run
-from druthers.tokens import TokenizedPair, tokenize
+from druthers.tokens import tokenize
 from druthers.train import loop, train
 from druthers.train.optimizer import (
     BLOCK,
@@ -153,7 +153,7 @@ def trained(kind: str, dtype: torch.dtype, *, steps: int = 200, lr: float = 1e-2
     return weight.detach().float(), losses
 
 
-@pytest.mark.parametrize(("dtype", "apart"), [(torch.float32, 0.05), (torch.bfloat16, 0.05)])
+@pytest.mark.parametrize(("dtype", "apart"), [(torch.float32, 0.05), (torch.bfloat16, 0.08)])
 def test_two_hundred_steps_follow_those_of_float32(dtype: torch.dtype, apart: float) -> None:
     exact, losses = trained("adamw", torch.float32)
     ours, found = trained("adamw-8bit", dtype)

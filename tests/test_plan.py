@@ -15,7 +15,7 @@ from druthers import models
 from druthers.batching import Order
 from druthers.config import Settings, load
 from druthers.generation import CROWDED
-from druthers.plan import clock, plan, steps_of, workload
+from druthers.plan import clock, steps_of, workload
 from druthers.plan.clock import Answering
 from druthers.plan.table import table_of
 from druthers.records import InputError
@@ -137,8 +137,8 @@ def test_weights_do_not_move(place: Path) -> None:
 
 
 def test_more_rows_than_are_curated_are_estimated_from_the_first(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("druthers.plan.workload.WHOLE", 10)
-    monkeypatch.setattr("druthers.plan.workload.SAMPLE", 20)
+    monkeypatch.setattr("druthers.plan.work.WHOLE", 10)
+    monkeypatch.setattr("druthers.plan.work.SAMPLE", 20)
     own = settings(place, "run=nowhere")
     rows = [json.loads(line) for line in (place / "pairs.jsonl").read_text().splitlines()]
     calls.jsonl(place / "many.jsonl", [{**row, "prompt": f"{row['prompt']} {i}"} for i in range(4) for row in rows])

@@ -18,8 +18,8 @@ from druthers.crew import crew_of
 from druthers.losses import LOSSES
 from druthers.memory import footprint
 from druthers.models import Loaded, attach_adapter, choose_layout, trainable
-from druthers.records import InputError
 from druthers.recompute import Kind, recomputing
+from druthers.records import InputError
 from druthers.tokens import tokenize
 from druthers.train.loop import run_pairs
 from tests import tiny
@@ -149,7 +149,7 @@ class Unmarked(nn.Module):
 def test_a_model_without_marked_layers_is_refused_by_name() -> None:
     member = Loaded(Unmarked(), TOKENIZER, "odd", "", torch.float32, torch.device("cpu"))
     with (
-        pytest.raises(InputError, match="'odd' .* does not mark its layers") as caught,
+        pytest.raises(InputError, match=r"'odd' .* does not mark its layers") as caught,
         recomputing([member], "layers"),
     ):
         pass

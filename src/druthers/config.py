@@ -31,8 +31,10 @@ class ModelSettings(Section):
 
     path: str = Field("default", description="'default' (SmolLM2-135M-Instruct, packaged), a local folder, or a hub id")
     revision: str | None = Field(None, description="commit, branch or tag on the hub")
-    adapter: Literal["none", "lora"] = Field(
-        "none", description="'none' trains every weight; 'lora' a low-rank adapter"
+    adapter: Literal["none", "lora", "qlora"] = Field(
+        "none",
+        description="'none' trains every weight; 'lora' a low-rank adapter; 'qlora' one over weights held in 4 bits "
+        "(CUDA and bitsandbytes)",
     )
     lora_rank: int = Field(16, ge=1, description="rank of the LoRA matrices")
     lora_alpha: float = Field(32.0, gt=0, description="LoRA scale numerator: the update is multiplied by alpha / rank")
@@ -48,11 +50,7 @@ class ModelSettings(Section):
         "each, 'padded' fills rows up; 'auto' is the first of them that this model computes exactly",
     )
 
-    quantize: Literal["none", "4bit"] = Field(
-        "none", description="'4bit' holds the frozen weights under an adapter in 4 bits (QLoRA; CUDA and bitsandbytes)"
-    )
-
-    @field_validator("adapter", "quantize", mode="before")
+    @field_validator("adapter", mode="before")
     @classmethod
     def _none_is_a_name_here(cls, value: object) -> object:
         """On the command line `none` unsets a setting; here it is one of the names."""

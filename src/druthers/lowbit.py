@@ -38,20 +38,14 @@ def check_narrow(settings: ModelSettings) -> None:
         )
 
 
-def check_4bit(settings: ModelSettings, device: torch.device) -> None:
-    """Raises InputError where 4-bit weights cannot be trained on: no adapter, no CUDA device, no bitsandbytes."""
-    if settings.adapter != "lora":
-        raise InputError(
-            "model.quantize = '4bit' freezes the weights, so there is nothing to train without an adapter; "
-            "add model.adapter=lora"
-        )
+def check_4bit(device: torch.device) -> None:
+    """Raises InputError where weights cannot be held in 4 bits: no CUDA device, or no bitsandbytes."""
     if device.type != "cuda":
         raise InputError(
-            f"model.quantize = '4bit' needs a CUDA device and the model is on {str(device)!r}; "
-            "use model.quantize=none here"
+            f"model.adapter = 'qlora' needs a CUDA device and the model is on {str(device)!r}; use model.adapter=lora"
         )
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError("model.quantize = '4bit' needs bitsandbytes; run `pip install 'druthers[qlora]'`")
+        raise InputError("model.adapter = 'qlora' needs bitsandbytes; run `pip install 'druthers[qlora]'`")
 
 
 def plan_4bit() -> Any:

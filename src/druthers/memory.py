@@ -94,14 +94,14 @@ def resident_bytes() -> int:
     return pages * resource.getpagesize()
 
 
-class Living(TorchDispatchMode):
+class Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of tensors made inside the block that are alive: `now`, and the most at any time, `most`.
 
     What an operation takes and gives back within itself is not seen.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.most = 0
         self.seen: dict[int, Any] = {}
 
@@ -161,7 +161,7 @@ def dropped_gradients(member: Loaded) -> Iterator[None]:
     def drop(weight: Tensor) -> None:
         weight.grad = None
 
-    hooks = [weight.register_post_accumulate_grad_hook(drop) for weight in trainable(member).values()]
+    hooks = [w.register_post_accumulate_grad_hook(drop) for w in trainable(member).values()]  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
@@ -179,7 +179,7 @@ def probe(member: Loaded, tokens: int) -> tuple[int, int]:
                 input_ids=batch.input_ids_ST, position_ids=batch.position_ids_ST, use_cache=False, **layout
             ).last_hidden_state
         kept = living.now
-        hidden_STH.backward(torch.ones_like(hidden_STH))  # type: ignore[no-untyped-call]
+        hidden_STH.backward(torch.ones_like(hidden_STH))
     return kept, living.most
 
 

@@ -226,10 +226,10 @@ def load(
     loaded = choose_layout(loaded, settings.layout)
     if held == torch.bfloat16:
         lowbit.narrow(model)
-    if settings.quantize == "4bit":
+    if settings.adapter == "qlora":
         lowbit.compute_in(model, compute)
     loaded = replace(loaded, sha=weights_sha(model))
-    return attach_adapter(loaded, settings, seed=seed) if settings.adapter == "lora" else loaded
+    return attach_adapter(loaded, settings, seed=seed) if settings.adapter != "none" else loaded
 
 
 def held_compute(settings: ModelSettings, device: torch.device) -> torch.dtype:
@@ -241,8 +241,8 @@ def held_compute(settings: ModelSettings, device: torch.device) -> torch.dtype:
 def load_weights(settings: ModelSettings, *, device: torch.device) -> Any:
     """The causal language model, every weight of it from the file: in float32, or its linear layers in 4 bits."""
     place, extra = source(settings)
-    if settings.quantize == "4bit":
-        lowbit.check_4bit(settings, device)
+    if settings.adapter == "qlora":
+        lowbit.check_4bit(device)
         extra = {**extra, "quantization_config": lowbit.plan_4bit(), "device_map": {"": device}}
     try:
         check_causal(AutoConfig.from_pretrained(place, **extra), model_name(settings))

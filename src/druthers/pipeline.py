@@ -65,8 +65,8 @@ def prepare(settings: Settings) -> None:
     models.quiet()
     if settings.train.optimizer == "adamw-8bit":
         lowbit.check_narrow(settings.model)
-    if settings.model.quantize == "4bit":
-        lowbit.check_4bit(settings.model, models.device_named(settings.model.device))
+    if settings.model.adapter == "qlora":
+        lowbit.check_4bit(models.device_named(settings.model.device))
 
 
 def load_model(settings: Settings) -> Loaded:

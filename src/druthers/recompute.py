@@ -91,7 +91,7 @@ def recomputing(members: Sequence[Loaded], kind: Kind) -> Iterator[None]:
     layers = [layer for member in members for layer in layers_of(member.model)] if how else []
     try:
         for layer in layers:
-            layer.forward = types.MethodType(how, layer)  # type: ignore[arg-type,method-assign]
+            layer.forward = types.MethodType(how, layer)  # type: ignore[arg-type]
         yield
     finally:
         for layer in layers:

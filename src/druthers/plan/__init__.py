@@ -6,6 +6,7 @@ the largest among them, at a learning rate of zero.
 
 from __future__ import annotations
 
+import functools
 import gc
 import time
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from druthers.models import Loaded, adapter_off, trainable
 from druthers.pipeline import Screen, load_model, prepare
 from druthers.plan import clock
 from druthers.plan.clock import Answering
-from druthers.plan.workload import Workload, workload
+from druthers.plan.work import Workload, workload
 from druthers.recompute import recomputing
 from druthers.storage import cache_folder
 from druthers.tokens import TokenizedPair
@@ -144,8 +145,8 @@ def train_a_little(work: Workload, schedule: Schedule, steps: Steps, policy: Loa
     taken: list[tuple[float, int]] = []
     with recomputing(crew.members, choice.kind):
         for at in map(steps.at, (0.5, 0.5, 1.0, 0.25, 0.75)):
-            run = lambda: clock.step(steps.pairs[at], crew, optimizer, scores, loss, settings=settings)  # noqa: B023,E731
-            taken.append((clock.timed(run, policy.device), steps.tokens[at]))
+            one = functools.partial(clock.step, steps.pairs[at], crew, optimizer, scores, loss, settings=settings)
+            taken.append((clock.timed(one, policy.device), steps.tokens[at]))
     peak = peak_memory_gib()
     timed = taken[2:]
     each = sum(seconds for seconds, _ in timed) / sum(tokens for _, tokens in timed)
@@ -281,4 +282,4 @@ def report(
 def twin_bytes(policy: Loaded) -> int:
     """Bytes of the copy that answers are made with: weights that are not in the compute type already."""
     weights = [w for w in policy.model.parameters() if w.is_floating_point() and w.dtype != policy.compute]
-    return sum(weight.numel() for weight in weights) * torch.empty((), dtype=policy.compute).element_size()
+    return sum(int(weight.numel()) for weight in weights) * policy.compute.itemsize

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import tempfile
 import time
@@ -77,14 +78,14 @@ def step(
 def scoring_pace(loaded: Loaded, pairs: Sequence[TokenizedPair], *, token_budget: int) -> float:
     """Seconds a token of scoring pairs without learning."""
     some = pairs[:: max(1, len(pairs) // LOOKED_AT)][:LOOKED_AT]
-    seconds = timed(lambda: score_pairs(loaded, some, token_budget=token_budget), loaded.device)
+    seconds = timed(functools.partial(score_pairs, loaded, some, token_budget=token_budget), loaded.device)
     return seconds / tokens_of(some, loaded)
 
 
 def saving(policy: Loaded, optimizer: Optimizer) -> float:
     """Seconds of one checkpoint, written beside the system's temporary files and removed."""
     with tempfile.TemporaryDirectory() as place:
-        write = lambda: checkpoint.save(Path(place), Position(step=1), policy, optimizer, metric="loss")  # noqa: E731
+        write = functools.partial(checkpoint.save, Path(place), Position(step=1), policy, optimizer, metric="loss")
         return timed(write, policy.device)
 
 
@@ -128,7 +129,7 @@ def answering(policy: Loaded, prompts: Sequence[Messages], own: EvaluateSettings
     full = ids[: own.batch_size * workers]
     few = full[: max(workers, len(full) // 4)]
     twin = inference_twin(policy)
-    begin = timed(lambda: answers(twin, full, own, tokens=1), policy.device)
+    begin = timed(functools.partial(answers, twin, full, own, tokens=1), policy.device)
     paces = [pace(twin, [halfway(row, own) for row in some], own) for some in (few, full)]
     slope = (paces[1] - paces[0]) / (len(full) - len(few)) if len(full) > len(few) else 0.0
     slope = min(max(0.0, slope), paces[1] / len(full))
@@ -156,7 +157,7 @@ def halfway(ids: list[int], own: EvaluateSettings) -> list[int]:
 
 def pace(twin: Loaded, ids: Sequence[list[int]], own: EvaluateSettings) -> float:
     """Seconds of one step of decoding, all rows at once."""
-    short, long = (timed(lambda: answers(twin, ids, own, tokens=tokens), twin.device) for tokens in (FEW, SOME))  # noqa: B023
+    short, long = (timed(functools.partial(answers, twin, ids, own, tokens=n), twin.device) for n in (FEW, SOME))
     return max(0.0, long - short) / (SOME - FEW)
 
 
@@ -183,4 +184,4 @@ def row_bytes(twin: Loaded, ids: Sequence[list[int]], own: EvaluateSettings) -> 
     luck_SN = torch.stack([uniforms(0, str(i), 0, FEW) for i in range(len(ids))]).to(twin.device)
     with Living() as living:
         decode(twin.scorer, ids, copies=1, luck_SN=luck_SN, sampling=how, tick=nothing)
-    return living.most / (len(ids) * (max(map(len, ids)) + FEW))
+    return float(living.most) / (len(ids) * (max(map(len, ids)) + FEW))

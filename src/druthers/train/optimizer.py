@@ -138,7 +138,7 @@ class AdamW8bit(torch.optim.Optimizer):
             state.update(fresh(weight))
         draw = torch.Generator(weight.device)
         draw.manual_seed(random.Random(f"{self.seed} {group['steps']} {place}").getrandbits(63))
-        flat, grad = weight.detach().view(-1), weight.grad.view(-1)  # type: ignore[union-attr]
+        flat, grad = weight.detach().view(-1), weight.grad.reshape(-1)  # type: ignore[union-attr]
         for piece in pieces(len(flat)):
             noise = torch.empty(piece.stop - piece.start, dtype=torch.int64, device=weight.device)
             noise.random_(generator=draw)
