@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def test_four_bits_on_a_cpu_are_refused_before_anything_is_read(tmp_path: Path) 
     from druthers.config import load
 
     own = settings(tiny.folder(tmp_path), adapter="qlora")
-    with pytest.raises(InputError, match="needs a CUDA device and the model is on 'cpu'; use model.adapter=lora"):
+    with pytest.raises(InputError, match=r"needs a CUDA device and the model is on 'cpu'; use model.adapter=lora"):
         models.load(own)
     with pytest.raises(InputError, match="needs a CUDA device"):
         prepare(load(overrides=["model.adapter=qlora", "model.device=cpu"]))
@@ -101,3 +102,27 @@ def test_what_an_adapted_model_computes_with_is_written_out(bias: bool) -> None:
     merged = copy.deepcopy(found.model).merge_and_unload()
     ids = torch.tensor([[0, 40, 41, 42, 1, 7]])
     torch.testing.assert_close(plain(input_ids=ids).logits, merged(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or importlib.util.find_spec("bitsandbytes") is None,
+    reason="4-bit weights need a CUDA device and bitsandbytes",
+)
+def test_an_adapter_over_four_bits_is_written_out_as_it_computes(tmp_path: Path) -> None:
+    made = tiny.tokenizer()
+    made.save_pretrained(tmp_path)
+    wide = tiny.model(vocab=len(made), hidden_size=128, intermediate_size=256, tie_word_embeddings=False)
+    wide.save_pretrained(tmp_path)
+    found = models.load(settings(tmp_path, adapter="qlora", device="cuda", lora_rank=4))
+    assert found.layout.rung == "shared"
+    assert models.load(settings(tmp_path, adapter="qlora", device="cuda", lora_rank=4)).sha == found.sha
+    with torch.no_grad():
+        for weight in trainable(found).values():
+            weight.fill_(0.01)
+    lowbit.compute_in(found.model, torch.float32)
+    ids = torch.tensor([[0, 40, 41, 42, 1, 7]], device="cuda")
+    plain = models.merged(found).cuda()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            plain(input_ids=ids).logits, found.causal(input_ids=ids).logits, rtol=1e-3, atol=1e-3
+        )

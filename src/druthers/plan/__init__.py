@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from druthers import batching, models
 from druthers.batching import Order, layout_of
 from druthers.config import Settings
