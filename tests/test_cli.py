@@ -22,7 +22,7 @@ from druthers.train import loop
 from tests import calls, tiny
 from tests.calls import Called, druthers
 
-VERBS = ("align", "curate", "train", "evaluate", "report", "sample", "judge", "chat", "export", "doctor")
+VERBS = ("align", "plan", "curate", "train", "evaluate", "report", "sample", "judge", "chat", "export", "doctor")
 
 
 @pytest.fixture(scope="module")

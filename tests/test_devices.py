@@ -210,6 +210,21 @@ def test_the_curve_is_that_of_one_process(tmp_path: Path, own_cache: Path, adapt
     assert sorted(entry.name for entry in (tmp_path / "many" / "checkpoints").iterdir()) == ["best.json", "step-000006"]
 
 
+@pytest.mark.parametrize(("adapter", "kind"), [("none", "layers"), ("lora", "selective")])
+def test_split_layers_are_recomputed_too(tmp_path: Path, adapter: str, kind: str) -> None:
+    run_to_end(tmp_path / "one", adapter=adapter)
+    well(by(2, tmp_path / "many", f"train.recompute={kind}", adapter=adapter))
+    close(tmp_path / "one", tmp_path / "many")
+
+
+def test_an_optimizer_that_cannot_be_split_is_refused(tmp_path: Path) -> None:
+    ended = by(2, tmp_path / "many", "train.optimizer=adamw-8bit")
+    assert [end.code for end in ended] == [1, 1]
+    (said,) = [end.said for end in ended if end.said]
+    assert "train.optimizer = 'adamw-8bit'" in said
+    assert "use train.optimizer=adamw, or one process" in said
+
+
 @pytest.mark.parametrize(("adapter", "kind"), [("none", "copy"), ("lora", "adapter")])
 def test_a_live_reference_is_split_too(tmp_path: Path, adapter: str, kind: str) -> None:
     changes = (f"train.reference={kind}", "train.max_steps=2")

@@ -219,6 +219,27 @@ def align(
 
 
 @app.command()
+def plan(
+    *,
+    overrides: Overrides = None,
+    recipe: Recipe = None,
+    model: Model = None,
+    data: Data = None,
+    run: RunDir = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option(min=0, help="What an hour of this machine costs, in any currency.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what `align` would take with the same options: memory, time and cost, measured here in about a minute."""
+    settings = settings_from(recipe, model, data, run, overrides)
+    from druthers.plan import plan as expected
+    from druthers.plan.table import table_of
+
+    show(expected(settings, price_per_hour=price_per_hour, screen=bars), as_json=as_json, table=table_of)
+
+
+@app.command()
 def curate(
     *,
     overrides: Overrides = None,

@@ -31,8 +31,10 @@ class ModelSettings(Section):
 
     path: str = Field("default", description="'default' (SmolLM2-135M-Instruct, packaged), a local folder, or a hub id")
     revision: str | None = Field(None, description="commit, branch or tag on the hub")
-    adapter: Literal["none", "lora"] = Field(
-        "none", description="'none' trains every weight; 'lora' a low-rank adapter"
+    adapter: Literal["none", "lora", "qlora"] = Field(
+        "none",
+        description="'none' trains every weight; 'lora' a low-rank adapter; 'qlora' one over weights held in 4 bits "
+        "(CUDA and bitsandbytes)",
     )
     lora_rank: int = Field(16, ge=1, description="rank of the LoRA matrices")
     lora_alpha: float = Field(32.0, gt=0, description="LoRA scale numerator: the update is multiplied by alpha / rank")
@@ -118,6 +120,16 @@ class TrainSettings(Section):
         description="most tokens a process takes at once, padding too: in one micro-batch, or in the two that a CPU "
         "runs side by side",
     )
+    recompute: Literal["auto", "none", "layers", "selective"] = Field(
+        "auto",
+        description="activations made again in the backward to save memory: 'selective' all but matrix products, "
+        "'layers' whole layers; 'auto' is the least of it that fits the free memory",
+    )
+    optimizer: Literal["adamw", "adamw-8bit"] = Field(
+        "adamw",
+        description="'adamw-8bit' holds weights in bfloat16, rounded at random, and optimizer states in 8 bits: "
+        "6 bytes a weight instead of 16",
+    )
     learning_rate: float = Field(5e-6, gt=0, description="peak learning rate")
     schedule: Literal["linear", "cosine", "constant"] = Field("cosine", description="shape after warm-up")
     warmup_share: float = Field(0.1, ge=0, lt=1, description="share of the steps that warm up linearly")
@@ -128,6 +140,12 @@ class TrainSettings(Section):
     best_metric: Literal["loss", "accuracy", "margin"] = Field(
         "loss", description="held-out metric that picks the kept checkpoint"
     )
+
+    @field_validator("recompute", mode="before")
+    @classmethod
+    def _none_is_a_name_here(cls, value: object) -> object:
+        """On the command line `none` unsets a setting; here it is one of the names."""
+        return "none" if value is None else value
 
 
 class EvaluateSettings(Section):

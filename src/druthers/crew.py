@@ -101,9 +101,14 @@ def castable(policy: Loaded) -> list[Tensor]:
 
 
 def twin(policy: Loaded, copies: dict[int, Tensor] | None = None) -> Loaded:
-    """A second module tree over the same weights or their copies, each trainable one with a gradient of its own."""
+    """A second module tree over the same weights or their copies, each trainable one with a gradient of its own.
+
+    Weights that are no numbers (4-bit codes) are shared as they are.
+    """
     weights: dict[int, Any] = {
         id(weight): nn.Parameter((copies or {}).get(id(weight), weight.detach()), requires_grad=weight.requires_grad)
+        if weight.is_floating_point()
+        else weight
         for weight in policy.model.parameters()
     }
     return replace(policy, model=copy.deepcopy(policy.model, weights))

@@ -152,9 +152,10 @@ def joined(*, device: str) -> Iterator[World]:
         yield world
     except InputError as error:
         deafen()
-        if not world.speaks(str(error)):
-            raise SystemExit(1) from error
+        speaks = world.speaks(str(error))
         world.linger()
+        if not speaks:
+            raise SystemExit(1) from error
         raise
     except RuntimeError as error:
         if not lost(error):
@@ -164,9 +165,10 @@ def joined(*, device: str) -> Iterator[World]:
             "what was saved is kept, and the same command continues, on any number of processes"
         )
         deafen()
-        if not world.speaks(text, lost=True):
-            raise SystemExit(1) from error
+        speaks = world.speaks(text, lost=True)
         world.linger()
+        if not speaks:
+            raise SystemExit(1) from error
         raise InputError(text) from error
     else:
         world.leave()

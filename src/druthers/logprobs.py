@@ -83,7 +83,9 @@ class LinearLogps(torch.autograd.Function):
         weight = weight_VH.to(hidden_NH.dtype)
         bias = None if bias_V is None else bias_V.to(hidden_NH.dtype)
         d_hidden: list[Tensor] = []
-        d_weight = torch.zeros_like(weight_VH) if needs_weight else None
+        # Chunks add up in float32 at least; autograd casts the sum to the type of the weight.
+        wide = torch.promote_types(weight_VH.dtype, torch.float32)
+        d_weight = torch.zeros_like(weight_VH, dtype=wide) if needs_weight else None
         d_bias = torch.zeros_like(bias_V) if needs_bias else None
         for hidden, target, lse, grad in chunks(hidden_NH, target_N, lse_N, grads[0], size=ctx.chunk):
             logits = shaped(F.linear(hidden, weight, bias), scale, softcap)

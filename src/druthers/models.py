@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from druthers import kernels
+from druthers import kernels, lowbit
 from druthers.batching import Batch, Rung, collate, plan
 from druthers.config import ModelSettings
 from druthers.ladder import PLAIN, Found, climb
@@ -219,28 +219,44 @@ def load_tokenizer(settings: ModelSettings) -> Any:
     return tokenizer
 
 
-def load(settings: ModelSettings, *, threads: int | None = None, seed: int = 0) -> Loaded:
+def load(
+    settings: ModelSettings, *, threads: int | None = None, seed: int = 0, held: torch.dtype = torch.float32
+) -> Loaded:
     """The model in float32 with the compute type chosen for this machine; the adapter is attached when asked for.
 
-    `seed` draws the adapter's first weights. Raises InputError when the path is not a whole decoder-only causal
-    language model with a chat template, or the device is not there.
+    `seed` draws the adapter's first weights; `held` is bfloat16 where the base's matrices are to be. Raises InputError
+    when the path is not a whole decoder-only causal language model with a chat template, or the device is not there.
     """
     if threads is not None:
         torch.set_num_threads(threads)
     device = device_named(settings.device)
+    compute = held_compute(settings, device) if held == torch.bfloat16 else compute_type(settings.precision, device)
     tokenizer = load_tokenizer(settings)
-    model = load_weights(settings).to(device).eval()
+    model = load_weights(settings, device=device).to(device).eval()
     still(model)
-    sha = weights_sha(model)
-    loaded = Loaded(model, tokenizer, model_name(settings), sha, compute_type(settings.precision, device), device)
+    loaded = Loaded(model, tokenizer, model_name(settings), "", compute, device)
     check_head(loaded)
     loaded = choose_layout(loaded, settings.layout)
-    return attach_adapter(loaded, settings, seed=seed) if settings.adapter == "lora" else loaded
+    if held == torch.bfloat16:
+        lowbit.narrow(model)
+    if settings.adapter == "qlora":
+        lowbit.compute_in(model, compute)
+    loaded = replace(loaded, sha=weights_sha(model))
+    return attach_adapter(loaded, settings, seed=seed) if settings.adapter != "none" else loaded
 
 
-def load_weights(settings: ModelSettings) -> Any:
-    """The causal language model in float32, every weight of it from the file."""
+def held_compute(settings: ModelSettings, device: torch.device) -> torch.dtype:
+    """bfloat16, for weights that are held in it."""
+    lowbit.check_narrow(settings)
+    return torch.bfloat16
+
+
+def load_weights(settings: ModelSettings, *, device: torch.device) -> Any:
+    """The causal language model, every weight of it from the file: in float32, or its linear layers in 4 bits."""
     place, extra = source(settings)
+    if settings.adapter == "qlora":
+        lowbit.check_4bit(device)
+        extra = {**extra, "quantization_config": lowbit.plan_4bit(), "device_map": {"": device}}
     try:
         check_causal(AutoConfig.from_pretrained(place, **extra), model_name(settings))
         model, found = AutoModelForCausalLM.from_pretrained(
@@ -341,7 +357,7 @@ def weights_sha(model: nn.Module) -> str:
     digest = hashlib.sha256()
     kept = model.state_dict().keys()
     buffers = [(name, buffer) for name, buffer in model.named_buffers() if name in kept]
-    for name, weight in sorted([*model.named_parameters(), *buffers]):
+    for name, weight in sorted([*model.named_parameters(), *buffers, *lowbit.scales(model)]):
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
         digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     digest.update(json.dumps(forward_config(model), sort_keys=True, default=str).encode())
@@ -556,7 +572,15 @@ def merged(loaded: Loaded) -> Any:
     """A plain transformers model: the adapter's update added to the weights in float32."""
     if not loaded.adapted:
         return loaded.model
-    return copy.deepcopy(loaded.model).merge_and_unload()
+    if lowbit.quantized(loaded.model):
+        config = copy.deepcopy(loaded.causal.config)
+        del config.quantization_config
+        plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        plain.generation_config = loaded.causal.generation_config
+        return lowbit.written_out(loaded.causal, plain)
+    twin = copy.deepcopy(loaded.model)
+    lowbit.widen(twin)
+    return twin.merge_and_unload()
 
 
 def save_folder(loaded: Loaded, folder: Path, *, card: str) -> None:

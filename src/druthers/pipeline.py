@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import transformers
 
-from druthers import models, storage
+from druthers import lowbit, models, storage
 from druthers.blocks import TokenizedPairs
 from druthers.config import ModelSettings, Settings
 from druthers.corpus import tokenized
@@ -56,10 +56,20 @@ def learn(here: Session, settings: Settings) -> Loaded | None:
 
 
 def prepare(settings: Settings) -> None:
-    """Threads as asked for, and transformers' own bars off."""
+    """Threads as asked for, transformers' own bars off, and settings that exclude one another refused."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     models.quiet()
+    if settings.train.optimizer == "adamw-8bit":
+        lowbit.check_narrow(settings.model)
+    if settings.model.adapter == "qlora":
+        lowbit.check_4bit(models.device_named(settings.model.device))
+
+
+def load_model(settings: Settings) -> Loaded:
+    """The model of a run before training, its weights in the type that the run holds them in."""
+    held = torch.bfloat16 if settings.train.optimizer == "adamw-8bit" else torch.float32
+    return models.load(settings.model, seed=settings.seed, held=held)
 
 
 def check_evaluation(run: Run, settings: Settings) -> None:
@@ -143,7 +153,7 @@ def train_stage(run: Run, settings: Settings, *, screen: Screen, world: World = 
         return None
     screen.stage("train")
     since = time.monotonic()
-    policy = models.load(settings.model, seed=settings.seed)
+    policy = load_model(settings)
     world.first(lambda: note_inputs(run, settings, policy, ranks=world.size))
     if world.size > 1:  # rank 0 makes what the others open
         world.first(lambda: [len(part) for part in read_sides(run, policy, settings, screen=screen)])
@@ -157,7 +167,7 @@ def train_stage(run: Run, settings: Settings, *, screen: Screen, world: World = 
         heldout=heldout,
         note=watcher(screen, settings, len(pairs)),
         scoring=screen.bar("reference log-probs"),
-        say=lambda text: screen.say(f"  {text}"),
+        say=screen.say,
         world=world,
     )
     screen.clear()
@@ -249,7 +259,7 @@ def watcher(screen: Screen, settings: Settings, count: int) -> Callable[[dict[st
 def load_policy(run: Run) -> Loaded:
     """The aligned model of a finished run: base weights with the best checkpoint on top."""
     weights = best(run.folder) / "weights.safetensors"
-    policy = models.load(run.settings().model)
+    policy = load_model(run.settings())
     check_same_model(run, policy)
     models.restore_trainable(policy, weights)
     return policy
@@ -267,7 +277,7 @@ def check_same_model(run: Run, policy: Loaded) -> None:
 
 def load_base(policy: Loaded, settings: Settings) -> Loaded:
     """The reference beside a policy: the same object under an adapter (switched off where needed), or a fresh load."""
-    return policy if policy.adapted else models.load(settings.model)
+    return policy if policy.adapted else load_model(settings)
 
 
 def evaluate_stage(run: Run, settings: Settings, *, screen: Screen, policy: Loaded | None) -> None:

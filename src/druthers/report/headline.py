@@ -106,7 +106,7 @@ def facts(files: RunFiles) -> list[Fact]:
     size = with_unit(wording.amount, number(inputs, "model.parameters"), "parameters")
     learned = pairs_learned(files)
     held = with_unit(wording.count, pair_count(files, "heldout"), "held out")
-    weights = {"none": "every weight", "lora": "LoRA adapter"}.get(adapter, adapter)
+    weights = {"none": "every weight", "lora": "LoRA adapter", "qlora": "QLoRA adapter"}.get(adapter, adapter)
     trained = number(summary, "train.seconds")
     memory = with_unit(lambda v: wording.decimal(v, 1), number(summary, "train.peak_memory_gib"), "GiB")
     return [

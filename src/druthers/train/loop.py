@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from druthers import devices
 from druthers.batching import Batch, Order, collate, plan, step_count
@@ -24,7 +25,9 @@ from druthers.config import Settings, TrainSettings
 from druthers.crew import Crew, crew_of
 from druthers.devices import ALONE, World
 from druthers.losses import LOSSES, Loss, PairTerms
+from druthers.memory import Choice, choose, free_bytes, largest
 from druthers.models import Loaded, computing, trainable
+from druthers.recompute import recomputing
 from druthers.records import InputError
 from druthers.run import Run
 from druthers.threads import side_by_side
@@ -33,6 +36,7 @@ from druthers.train import checkpoint, reference
 from druthers.train.checkpoint import Position
 from druthers.train.interruption import Interrupted, Interruption
 from druthers.train.logs import OUTCOME_LOG, Log, Row, Scored, metrics_of, open_logs, write_outcomes
+from druthers.train.optimizer import AdamW8bit, state_bytes
 from druthers.train.reference import Reference
 
 Learn = Literal["learn", "look", "start"]
@@ -78,14 +82,45 @@ def learning_rate_at(step: int, *, total: int, settings: TrainSettings) -> float
     return settings.learning_rate * shape[settings.schedule]
 
 
-def make_optimizer(policy: Loaded, settings: TrainSettings) -> torch.optim.AdamW:
-    """Fused AdamW over the trainable weights; decay only on matrices."""
+def make_optimizer(policy: Loaded, settings: TrainSettings, *, seed: int = 0) -> Optimizer:
+    """AdamW over the trainable weights, torch's fused one or ours with states of 8 bits; decay only on matrices."""
     weights = list(trainable(policy).values())
     groups = [
         {"params": [w for w in weights if w.ndim >= 2], "weight_decay": settings.weight_decay},
         {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate, fused=True)
+    groups = [g for g in groups if g["params"]]
+    if settings.optimizer == "adamw-8bit":
+        return AdamW8bit(groups, lr=settings.learning_rate, seed=seed)
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+
+
+def choose_recompute(crew: Crew, optimizer: Optimizer, pairs: Sequence[TokenizedPair], t: TrainSettings) -> Choice:
+    """What is made again in the backward, by what the largest micro-batch needs and what memory is free."""
+    policy = crew.policy
+    states = 0 if optimizer.state else state_bytes(trainable(policy).values(), t.optimizer)
+    tokens, scored = largest(pairs, token_budget=t.token_budget, crew=len(crew.members), rung=policy.layout.rung)
+    free = free_bytes(policy.device)
+    return choose(t.recompute, crew, states=states, tokens=tokens, scored=scored, free=free)
+
+
+def choose_recompute_of_ranks(policy: Loaded, pairs: Sequence[TokenizedPair], t: TrainSettings, world: World) -> Choice:
+    """The same for several ranks, before the weights are split: the rank with the least free memory decides for all.
+
+    Raises InputError for an optimizer that cannot be split.
+    """
+    if t.optimizer != "adamw":
+        raise InputError(
+            f"train.optimizer = {t.optimizer!r} keeps its states in blocks of whole weights, which {world.size} "
+            "processes split; use train.optimizer=adamw, or one process"
+        )
+    states = state_bytes(trainable(policy).values(), t.optimizer) // world.size
+    tokens, scored = largest(pairs, token_budget=t.token_budget, crew=1, rung=policy.layout.rung)
+    free = free_bytes(policy.device)
+    least = -world.most(-math.inf if free is None else -free)
+    alone = Crew(policy, [policy])
+    known = int(least) if math.isfinite(least) else None
+    return choose(t.recompute, alone, states=states, tokens=tokens, scored=scored, free=known)
 
 
 def run_pairs(
@@ -288,21 +323,25 @@ def train(
     chosen = reference.choose(
         t.reference, policy, needed, token_budget=t.token_budget, progress=scoring, say=say, world=world
     )
+    apart = choose_recompute_of_ranks(policy, used, t, world) if world.size > 1 else None
     policy = devices.shard(policy, world)
-    optimizer = make_optimizer(policy, t)
+    optimizer = make_optimizer(policy, t, seed=settings.seed)
     found = world.first(lambda: checkpoint.latest(run.folder))
     position = checkpoint.restore(found, policy, optimizer) if found else Position()
     if found:
         world.first(lambda: checkpoint.settle(run.folder, position, metric=t.best_metric))
     course = Course(run, settings, crew_of(policy, world), pairs, order, heldout, chosen.scores, loss, note)
     if world.first(lambda: position.step < schedule.total or run.has(OUTCOME_LOG)):
-        position = finish(course, schedule, position, optimizer)
+        choice = apart or choose_recompute(course.crew, optimizer, used, t)
+        say(f"recompute: {choice.text}")
+        with recomputing(course.crew.members, choice.kind):
+            position = finish(course, schedule, position, optimizer)
         world.first(lambda: write_outcomes(run))
     peak = world.most(peak_memory_gib())
     return world.first(lambda: summary(run, position, schedule, used=len(used), kind=chosen.kind, peak=peak))
 
 
-def finish(course: Course, schedule: Schedule, position: Position, optimizer: torch.optim.AdamW) -> Position:
+def finish(course: Course, schedule: Schedule, position: Position, optimizer: Optimizer) -> Position:
     """All steps from `position` to the end; a signal that one rank has heard stops all of them after the same step."""
     logs, started = open_logs(course.run, position, course.world), time.monotonic() - position.seconds
     with contextlib.closing(logs), Interruption() as interruption:
@@ -328,9 +367,7 @@ def finish(course: Course, schedule: Schedule, position: Position, optimizer: to
     return position
 
 
-def advance(
-    course: Course, schedule: Schedule, position: Position, optimizer: torch.optim.AdamW, logs: Log
-) -> Position:
+def advance(course: Course, schedule: Schedule, position: Position, optimizer: Optimizer, logs: Log) -> Position:
     """One optimizer step."""
     t, step = course.settings.train, position.step + 1
     rate = learning_rate_at(position.step, total=schedule.total, settings=t)

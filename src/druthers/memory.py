@@ -1,0 +1,296 @@
+"""Memory: what is free here, what a micro-batch keeps alive, and how much of it must be made again to fit.
+
+Letters: T tokens in a row, N scored response tokens, V vocabulary, H hidden.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import resource
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from druthers.batching import Rung, collate
+from druthers.crew import Crew
+from druthers.logprobs import CHUNK
+from druthers.models import Loaded, computing, trainable
+from druthers.recompute import KINDS, Kind, layers_of, recomputing
+from druthers.tokens import TokenizedPair
+
+GIB = 2**30
+SPARE = 0.9
+"""Share of the free memory that may be planned for."""
+PROBES = (64, 192)
+"""Tokens of the two rows that are measured; what a row keeps grows with its tokens."""
+GROUPS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory"))
+LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+"""Where Linux says how much a control group may hold and holds, in its second and its first version."""
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Bytes that this process may still fill on a device; None where the system does not say.
+
+    On a CPU the lesser of what the machine has left and what its control group allows, where one is set.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    known = [left for left in (machine_left(Path("/proc/meminfo")), *map(group_left, GROUPS)) if left is not None]
+    return min(known, default=None)
+
+
+def machine_left(meminfo: Path) -> int | None:
+    """Bytes the machine could give out without swapping."""
+    with contextlib.suppress(OSError):
+        for line in meminfo.read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def group_left(group: Path) -> int | None:
+    """Bytes the control group may still fill, its cache of files counted as free; None where it has no limit."""
+    for most, now in LIMITS:
+        limit, used = number(group / most), number(group / now)
+        if limit is not None and used is not None:
+            return max(0, limit - used + cached_files(group / "memory.stat"))
+    return None
+
+
+def number(file: Path) -> int | None:
+    """The number in a file; None where there is no such file or it says something else ('max')."""
+    try:
+        text = file.read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def cached_files(stat: Path) -> int:
+    """Bytes of files in memory that the system drops when it needs room."""
+    try:
+        rows = [line.split() for line in stat.read_text(encoding="ascii").splitlines()]
+    except OSError:
+        return 0
+    found = {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
+    return found.get("total_inactive_file", found.get("inactive_file", 0))
+
+
+def resident_bytes() -> int:
+    """Bytes of memory that this process holds now; where the system does not say, the most it has held."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return pages * resource.getpagesize()
+
+
+class Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of tensors made inside the block that are alive: `now`, and the most at any time, `most`.
+
+    What an operation takes and gives back within itself is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.most = 0
+        self.seen: dict[int, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation and note what it made."""
+        inputs = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in inputs and storage._cdata not in self.seen:
+                    self.note(storage)
+        return made
+
+    def note(self, storage: Any) -> None:
+        """Count a storage until it goes."""
+        key, size = storage._cdata, storage.nbytes()
+
+        def gone(_: object) -> None:
+            self.seen.pop(key, None)
+            self.now -= size
+
+        self.seen[key] = weakref.ref(storage, gone)
+        self.now += size
+        self.most = max(self.most, self.now)
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes that a row of T tokens keeps for its backward and the most alive in it, each a + b T, head excluded."""
+
+    kept: tuple[float, float]
+    most: tuple[float, float]
+
+    def at(self, tokens: int) -> tuple[int, int]:
+        """Kept and most for a row of so many tokens."""
+        return tuple(int(max(0.0, a + b * tokens)) for a, b in (self.kept, self.most))  # type: ignore[return-value]
+
+
+def footprint(member: Loaded, kind: Kind) -> Footprint:
+    """Measured on two short made-up rows, forward and backward, gradients of weights dropped as they come."""
+    reads = member.causal.config.to_dict().get("max_position_embeddings") or PROBES[1]
+    sizes = [tokens * min(PROBES[1], reads) // PROBES[1] for tokens in PROBES]
+    with dropped_gradients(member), recomputing([member], kind):
+        small, large = (probe(member, tokens) for tokens in sizes)
+    lines = []
+    for a, b in zip(small, large, strict=True):
+        slope = (b - a) / (sizes[1] - sizes[0])
+        lines.append((a - slope * sizes[0], slope))
+    return Footprint(*lines)
+
+
+@contextlib.contextmanager
+def dropped_gradients(member: Loaded) -> Iterator[None]:
+    """Inside the block no gradient of a weight outlives its making."""
+
+    def drop(weight: Tensor) -> None:
+        weight.grad = None
+
+    hooks = [w.register_post_accumulate_grad_hook(drop) for w in trainable(member).values()]  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def probe(member: Loaded, tokens: int) -> tuple[int, int]:
+    """Bytes kept after the forward of a made-up row and the most in its backward too, by the backbone alone."""
+    batch = collate([made_up(tokens)], pad_id=0, rung=member.layout.rung, device=member.device)
+    layout = {} if batch.layout is None else {"layout": batch.layout}
+    with Living() as living:
+        with computing(member):
+            hidden_STH = member.scorer.backbone(
+                input_ids=batch.input_ids_ST, position_ids=batch.position_ids_ST, use_cache=False, **layout
+            ).last_hidden_state
+        kept = living.now
+        hidden_STH.backward(torch.ones_like(hidden_STH))
+    return kept, living.most
+
+
+def largest(pairs: Sequence[TokenizedPair], *, token_budget: int, crew: int, rung: Rung) -> tuple[int, int]:
+    """Tokens of the largest micro-batch that a plan may make of the pairs, and how many of them are scored.
+
+    Pairs of one prompt beyond the budget, which stay together, are counted as pairs of their own.
+    """
+    sizes = [row_tokens(pair, rung) for pair in pairs]
+    answers = sum(len(pair.chosen) + len(pair.rejected) for pair in pairs)
+    tokens = max(min(token_budget // crew, sum(sizes)), max(sizes))
+    return tokens, math.ceil(tokens * answers / sum(sizes))
+
+
+def row_tokens(pair: TokenizedPair, rung: Rung) -> int:
+    """Tokens computed for a pair alone, padding too."""
+    if rung == "padded":
+        return 2 * pair.longest
+    return len(pair.prompt) * (1 if rung == "shared" else 2) + len(pair.chosen) + len(pair.rejected)
+
+
+def made_up(tokens: int) -> TokenizedPair:
+    """A pair of so many tokens in a shared row: half prompt, the rest two responses that begin differently."""
+    half, quarter = tokens // 2, tokens // 4
+    scored = (True,) * quarter
+    return TokenizedPair("", (0,) * half, (1,) * quarter, (2,) * quarter, scored, scored)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Bytes that stand through training: weights, their copies for computing, gradient sums of every member, states."""
+
+    weights: int
+    copies: int
+    sums: int
+    states: int
+
+
+def size_of(tensors: Sequence[Tensor]) -> int:
+    """Bytes of tensors, shared ones once.
+
+    >>> weight = torch.zeros(4, 2)
+    >>> size_of([weight, weight.view(-1)])
+    32
+    """
+    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def standing(crew: Crew, *, states: int) -> Standing:
+    """What a crew and its optimizer hold from the first step on."""
+    held = list(trainable(crew.policy).values())
+    weights = size_of([*crew.policy.model.parameters(), *crew.policy.model.buffers()])
+    everything = size_of([w for m in (crew.policy, *crew.members) for w in (*m.model.parameters(), *m.model.buffers())])
+    sums = len(crew.members) * sum(weight.numel() * weight.element_size() for weight in held)
+    return Standing(weights, everything - weights, sums, states)
+
+
+def head_bytes(scorer: Any, scored: int, compute: torch.dtype) -> tuple[int, int, int]:
+    """Bytes of the response-only head for N scored tokens: in its forward, in its backward, and what that leaves.
+
+    The forward has a chunk of logits in the compute type and three float32 tensors of its size (the logits, and two on
+    the way to their log-sum); the backward the logits twice and, where the head learns, its gradient and one chunk's.
+    """
+    rows, width = scorer.head.weight.shape if type(scorer.head) is nn.Linear else (0, 0)
+    size = compute.itemsize
+    chunk = min(scored, CHUNK) * rows
+    learns = rows * width if rows and scorer.head.weight.requires_grad else 0
+    cast = rows * width * size if rows and scorer.head.weight.dtype != compute else 0
+    return chunk * (size + 12) + cast, chunk * (size + 4) + learns * (4 + size) + cast, learns * 4
+
+
+def micro_batch_bytes(member: Loaded, found: Footprint, *, tokens: int, scored: int) -> int:
+    """The most that one forward and backward of T tokens has alive beyond what stands."""
+    kept, most = found.at(tokens)
+    forward, backward, left = head_bytes(member.scorer, scored, member.compute)
+    gradients = sum(weight.numel() * weight.element_size() for weight in trainable(member).values())
+    return max(kept + forward, kept + backward, most + left, gradients)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What is made again in the backward, why, and the bytes each kind was found to need (those that were tried)."""
+
+    kind: Kind
+    text: str
+    needs: dict[Kind, int]
+
+
+def choose(wanted: str, crew: Crew, *, states: int, tokens: int, scored: int, free: int | None) -> Choice:
+    """The least recomputing whose need fits `free` bytes, or the kind that was asked for.
+
+    `states` are bytes the optimizer is still to take, `tokens` and `scored` those of the largest micro-batch; every
+    member may have one at once.
+    """
+    if wanted != "auto":
+        return Choice(wanted, f"{wanted} (train.recompute)", {})  # type: ignore[arg-type]
+    member, rest = crew.members[-1], standing(crew, states=states)
+    if free is None:
+        return Choice("none", "none (this system does not say how much memory is free)", {})
+    kinds = KINDS if layers_of(member.model) else KINDS[:1]
+    needs: dict[Kind, int] = {}
+    for kind in kinds:
+        each = micro_batch_bytes(member, footprint(member, kind), tokens=tokens, scored=scored)
+        needs[kind] = rest.sums + rest.states + len(crew.members) * each
+        if needs[kind] <= SPARE * free:
+            return Choice(kind, reason(kind, needs, tokens, free), needs)
+    text = f"{reason(kinds[-1], needs, tokens, free)}; it may not fit: lower train.token_budget"
+    return Choice(kinds[-1], text, needs)
+
+
+def reason(kind: Kind, needs: dict[Kind, int], tokens: int, free: int) -> str:
+    """One line for the screen."""
+    said = ", ".join(f"{name} needs {need / GIB:.2f} GiB" for name, need in needs.items())
+    return f"{kind} ({said}, {free / GIB:.2f} GiB free, micro-batches of up to {tokens:,} tokens)"

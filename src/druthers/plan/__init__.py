@@ -1,0 +1,284 @@
+"""What a run will take, before it runs: memory, time and cost, by its settings, its data and a minute on this machine.
+
+The standing memory is added up from the model; what a step has alive beyond it is measured by taking steps of the run,
+the largest among them, at a learning rate of zero.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from druthers import batching, models
+from druthers.batching import Order, layout_of
+from druthers.config import Settings
+from druthers.crew import Crew, crew_of
+from druthers.evaluate import identity_of, samplings
+from druthers.evaluate.answers import answers_key
+from druthers.memory import GIB, Choice, Standing, free_bytes, head_bytes, largest, resident_bytes, size_of, standing
+from druthers.models import Loaded, adapter_off, trainable
+from druthers.pipeline import load_model, prepare
+from druthers.plan import clock
+from druthers.plan.clock import Answering
+from druthers.plan.work import Workload, workload
+from druthers.recompute import recomputing
+from druthers.session import Screen
+from druthers.storage import cache_folder
+from druthers.tokens import TokenizedPair
+from druthers.train import reference
+from druthers.train.loop import (
+    Schedule,
+    choose_recompute,
+    make_loss,
+    make_optimizer,
+    make_schedule,
+    peak_memory_gib,
+    used_pairs,
+)
+from druthers.train.optimizer import state_bytes
+from druthers.train.reference import Reference
+from druthers.train.reference_cache import Cache, keys_of
+
+SEEN = 256
+"""Steps of the schedule, evenly spread, whose tokens are counted."""
+Seconds = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Tokens computed in steps of the schedule, evenly spread over it, and their pairs."""
+
+    total: int
+    pairs: list[list[TokenizedPair]]
+    tokens: list[int]
+
+    @property
+    def mean(self) -> float:
+        """Tokens of a step."""
+        return sum(self.tokens) / len(self.tokens)
+
+    def at(self, share: float) -> int:
+        """The step than which a share of them has fewer tokens."""
+        order = sorted(range(len(self.tokens)), key=self.tokens.__getitem__)
+        return order[round(share * (len(order) - 1))]
+
+
+@dataclass(frozen=True)
+class Training:
+    """What was measured of training: seconds by part, seconds a scored token, peak in GiB, what stands in memory."""
+
+    seconds: Seconds
+    pace: float
+    peak_gib: float
+    standing: Standing
+    choice: Choice
+    members: int
+    head: int
+
+
+def plan(settings: Settings, *, price_per_hour: float | None, screen: Screen) -> dict[str, Any]:
+    """Expected memory, time and cost of `druthers align` with these settings on this machine; nothing is written.
+
+    Raises InputError as the run would, for what it would find before its first step.
+    """
+    prepare(settings)
+    screen.stage("plan")
+    tokenizer = models.load_tokenizer(settings.model)
+    models.check_model(settings.model)
+    work = workload(settings, tokenizer)
+    screen.say(f"{work.train:,} training pairs, {work.held:,} held out, {work.how}")
+    since = time.monotonic()
+    policy = load_model(settings)
+    load = time.monotonic() - since
+    process = process_bytes(policy)
+    schedule = make_schedule(work.train, settings.train)
+    steps = steps_of(work, schedule, policy, settings)
+    screen.say(f"{schedule.total:,} steps of {steps.mean:,.0f} tokens; taking five of them at a learning rate of zero")
+    training = train_a_little(work, schedule, steps, policy, settings)
+    gc.collect()
+    screen.say(f"recompute: {training.choice.text}")
+    screen.say("answering a few prompts")
+    talk = clock.answering(policy, work.prompts, settings.evaluate)
+    seconds = {"curate": work.seconds, "load": load, **training.seconds}
+    seconds |= answer_seconds(work, talk, policy, settings, load=load, pace=training.pace)
+    return report(settings, work, steps, policy, training, talk, seconds, process=process, price=price_per_hour)
+
+
+def process_bytes(policy: Loaded) -> int:
+    """Bytes of everything but tensors: the interpreter, libraries and the pairs; none of it is on a GPU."""
+    if policy.device.type == "cuda":
+        return 0
+    return max(0, resident_bytes() - size_of([*policy.model.parameters(), *policy.model.buffers()]))
+
+
+def steps_of(work: Workload, schedule: Schedule, policy: Loaded, settings: Settings) -> Steps:
+    """Steps of the schedule; those of a sample of the pairs where the workload is one."""
+    t = settings.train
+    order = Order(work.pairs, kind=t.order, pairs_per_step=t.pairs_per_step, seed=settings.seed)
+    whole = max(1, len(work.pairs) // t.pairs_per_step)
+    last = schedule.total if work.train == len(work.pairs) else min(schedule.total, whole)
+    seen = sorted({round(i * (last - 1) / max(1, min(SEEN, last) - 1)) for i in range(min(SEEN, last))})
+    pairs = [[work.pairs[i] for i in order.step(step)] for step in seen]
+    return Steps(schedule.total, pairs, [computed(some, policy, t.token_budget) for some in pairs])
+
+
+def computed(pairs: Sequence[TokenizedPair], policy: Loaded, token_budget: int) -> int:
+    """Tokens that a step computes, padding too."""
+    rung = policy.layout.rung
+    if rung != "padded":
+        return sum(tree.size for tree in layout_of(pairs, rung))
+    groups = batching.plan(pairs, token_budget=token_budget, crew=1, rung=rung)
+    return sum(2 * len(group) * max(pairs[i].longest for i in group) for group in groups)
+
+
+def train_a_little(work: Workload, schedule: Schedule, steps: Steps, policy: Loaded, settings: Settings) -> Training:
+    """Five steps: two to warm up, the largest, and two of ordinary size; then a checkpoint and some scoring."""
+    t = settings.train
+    loss = make_loss(settings, work.pairs, work.heldout)
+    scores, missing = scored_by(work, schedule, policy, settings)
+    crew, optimizer = crew_of(policy), make_optimizer(policy, t, seed=settings.seed)
+    choice = choose_recompute(crew, optimizer, work.pairs, t)
+    taken: list[tuple[float, int]] = []
+    with recomputing(crew.members, choice.kind):
+        for at in map(steps.at, (0.5, 0.5, 1.0, 0.25, 0.75)):
+            one = functools.partial(clock.step, steps.pairs[at], crew, optimizer, scores, loss, settings=settings)
+            taken.append((clock.timed(one, policy.device), steps.tokens[at]))
+    peak = peak_memory_gib()
+    timed = taken[2:]
+    each = sum(seconds for seconds, _ in timed) / sum(tokens for _, tokens in timed)
+    pace = clock.scoring_pace(policy, work.heldout, token_budget=t.token_budget)
+    held = clock.tokens_of(work.heldout, policy) * work.held / len(work.heldout)
+    seconds = {
+        "reference": missing * pace,
+        "steps": steps.total * steps.mean * each,
+        "evaluations": len(schedule.evaluate) * held * pace,
+        "checkpoints": len(schedule.save) * clock.saving(policy, optimizer),
+    }
+    states = state_bytes(trainable(policy).values(), t.optimizer)
+    held_bytes = standing(crew, states=states)
+    return Training(seconds, pace, peak, held_bytes, choice, len(crew.members), head_of(crew, work, settings))
+
+
+def scored_by(work: Workload, schedule: Schedule, policy: Loaded, settings: Settings) -> tuple[Reference, float]:
+    """What stands for the reference while steps are taken, and the tokens that are to be scored before them."""
+    t = settings.train
+    if t.reference in ("copy", "adapter"):
+        chosen = reference.choose(t.reference, policy, [], token_budget=t.token_budget)
+        return chosen.scores, 0.0
+    order = Order(work.pairs, kind=t.order, pairs_per_step=t.pairs_per_step, seed=settings.seed)
+    exact = work.train == len(work.pairs)
+    used = used_pairs(work.pairs, schedule, order) if exact else work.pairs
+    cache = cache_of(policy)
+    reached = min(work.train, schedule.total * t.pairs_per_step)
+    seen: set[bytes] = set()
+    missing = 0.0
+    for some, times in ((used, 1.0 if exact else reached / len(used)), (work.heldout, work.held / len(work.heldout))):
+        keys_CB = keys_of(some)
+        for pair, keys, known in zip(some, keys_CB.T.tolist(), cache.has(keys_CB).T.tolist(), strict=True):
+            if not all(known) and not seen.issuperset(keys):
+                seen.update(keys)
+                missing += times * clock.tokens_of([pair], policy)
+    return clock.zeros, missing
+
+
+def cache_of(policy: Loaded) -> Cache:
+    """The scores that are there already of the policy's reference."""
+    with adapter_off(policy) if policy.adapted else contextlib.nullcontext(policy) as base:
+        return Cache(cache_folder("reference"), reference.header_for(base))
+
+
+def head_of(crew: Crew, work: Workload, settings: Settings) -> int:
+    """Bytes of the head's chunks, one of every member."""
+    rung = crew.policy.layout.rung
+    _, scored = largest(work.pairs, token_budget=settings.train.token_budget, crew=len(crew.members), rung=rung)
+    return len(crew.members) * max(head_bytes(crew.policy.scorer, scored, crew.policy.compute)[:2])
+
+
+def answer_seconds(
+    work: Workload, talk: Answering, policy: Loaded, settings: Settings, *, load: float, pace: float
+) -> Seconds:
+    """Loading the base beside the policy, both models' answers (base ones may be known already) and their scoring."""
+    own = settings.evaluate
+    at_once = own.batch_size * clock.workers_of(policy)
+    identity = identity_of(policy, batch_size=own.batch_size)
+    keys = [answers_key(work.prompts, sampling, identity) for sampling in samplings(own, seed=settings.seed).values()]
+    known = sum((cache_folder("answers") / f"{key}.jsonl").exists() for key in keys)
+    both = (2 * len(keys) - known) * talk.seconds(len(work.prompts), at_once=at_once, most=own.max_new_tokens)
+    kl = talk.seconds(work.kl_answers, at_once=at_once, most=own.max_new_tokens)
+    long = sum(talk.lengths) / len(talk.lengths)
+    prompt = sum(len(pair.prompt) for pair in work.heldout) / len(work.heldout)
+    scored = len(work.prompts) * (prompt + 2 * long) + 2 * len(work.kl_prompts) * (prompt + 2 * long)
+    return {"base model": 0.0 if policy.adapted else load, "answers": both + kl, "scoring": scored * pace}
+
+
+def report(
+    settings: Settings,
+    work: Workload,
+    steps: Steps,
+    policy: Loaded,
+    training: Training,
+    talk: Answering,
+    seconds: Seconds,
+    *,
+    process: int,
+    price: float | None,
+) -> dict[str, Any]:
+    """All of it under the names of the output; memory in GiB, time in seconds."""
+    own, held = settings.evaluate, training.standing
+    sides = {
+        "train": ("load", "reference", "steps", "evaluations", "checkpoints"),
+        "evaluate": ("base model", "answers", "scoring"),
+    }
+    total = sum(seconds.values())
+    longest = max(len(pair.prompt) for pair in work.heldout) + own.max_new_tokens
+    rows = min(len(work.prompts), own.batch_size * clock.workers_of(policy))
+    twin = twin_bytes(policy)
+    talking = int(rows * longest * talk.row_bytes)
+    second = 0 if policy.adapted else held.weights
+    answering = (process + held.weights + second + twin + talking) / GIB
+    items = {"process": process, **asdict(held), "head": training.head}
+    if settings.train.reference == "copy":
+        items["reference"] = held.weights
+    items["activations"] = max(0, int(training.peak_gib * GIB) - sum(items.values()))
+    free = free_bytes(policy.device)
+    return {
+        "model": policy.name,
+        "device": str(policy.device),
+        "rows": policy.layout.rung,
+        "pairs": {"train": work.train, "heldout": work.held, "source": work.how},
+        "steps": steps.total,
+        "tokens_per_step": round(steps.mean),
+        "recompute": training.choice.text,
+        "memory_gib": {
+            "training": {name: round(size / GIB, 3) for name, size in items.items()},
+            "training_peak": round(training.peak_gib, 3),
+            "answers": {
+                "process": round(process / GIB, 3),
+                "weights": round((held.weights + second) / GIB, 3),
+                "copies": round(twin / GIB, 3),
+                "keys_values_logits": round(talking / GIB, 3),
+            },
+            "answers_peak": round(answering, 3),
+            "peak": round(max(training.peak_gib, answering), 3),
+            "free": None if free is None else round(free / GIB, 3),
+        },
+        "seconds": {
+            "curate": round(seconds["curate"], 1),
+            **{side: round(sum(seconds[part] for part in parts), 1) for side, parts in sides.items()},
+            "total": round(total, 1),
+            "parts": {name: round(value, 1) for name, value in seconds.items()},
+        },
+        "hours": round(total / 3600, 3),
+        "cost": None if price is None else round(total / 3600 * price, 2),
+    }
+
+
+def twin_bytes(policy: Loaded) -> int:
+    """Bytes of the copy that answers are made with: weights that are not in the compute type already."""
+    weights = [w for w in policy.model.parameters() if w.is_floating_point() and w.dtype != policy.compute]
+    return sum(int(weight.numel()) for weight in weights) * policy.compute.itemsize

@@ -1,0 +1,187 @@
+"""How long this machine takes: optimizer steps, scoring, a checkpoint and answers, each measured on the real model."""
+
+from __future__ import annotations
+
+import functools
+import math
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from druthers.batching import Batch
+from druthers.config import EvaluateSettings, Settings
+from druthers.crew import Crew
+from druthers.evaluate.answers import Messages
+from druthers.generation import CROWDED, Answer, Sampling, batches, decode, end_tokens, inference_twin, uniforms
+from druthers.losses import Loss
+from druthers.memory import Living, row_tokens
+from druthers.models import Loaded, score_pairs, trainable
+from druthers.threads import side_by_side
+from druthers.tokens import TokenizedPair, encode_prompt
+from druthers.train import checkpoint
+from druthers.train.checkpoint import Position
+from druthers.train.loop import run_pairs
+from druthers.train.reference import Reference
+
+FEW, SOME = 2, 10
+"""Tokens of two short answers: what the second takes longer is eight steps of decoding."""
+LOOKED_AT = 32
+"""Held-out pairs that are scored to see how long scoring takes."""
+TRIED = 16
+"""Prompts answered to the end to see how long answers are."""
+
+
+def tokens_of(pairs: Sequence[TokenizedPair], loaded: Loaded) -> int:
+    """Tokens computed for some pairs, each laid out for itself."""
+    return sum(row_tokens(pair, loaded.layout.rung) for pair in pairs)
+
+
+def zeros(batch: Batch, some: Sequence[TokenizedPair], policy: Loaded) -> Tensor:
+    """A reference that costs nothing, as one read from the cache."""
+    return torch.zeros(2, batch.size, dtype=torch.float64, device=batch.p_B.device)
+
+
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of some work on a device."""
+    since = time.monotonic()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.monotonic() - since
+
+
+def step(
+    pairs: Sequence[TokenizedPair],
+    crew: Crew,
+    optimizer: Optimizer,
+    scores: Reference,
+    loss: Loss,
+    *,
+    settings: Settings,
+) -> None:
+    """One optimizer step at a learning rate of zero: all the work, and no weight moves."""
+    run_pairs(pairs, crew, scores, loss, token_budget=settings.train.token_budget, learn="learn")
+    torch.nn.utils.clip_grad_norm_(trainable(crew.policy).values(), settings.train.clip_norm)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    optimizer.step()
+    crew.follow()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def scoring_pace(loaded: Loaded, pairs: Sequence[TokenizedPair], *, token_budget: int) -> float:
+    """Seconds a token of scoring pairs without learning."""
+    some = pairs[:: max(1, len(pairs) // LOOKED_AT)][:LOOKED_AT]
+    seconds = timed(functools.partial(score_pairs, loaded, some, token_budget=token_budget), loaded.device)
+    return seconds / tokens_of(some, loaded)
+
+
+def saving(policy: Loaded, optimizer: Optimizer) -> float:
+    """Seconds of one checkpoint, written beside the system's temporary files and removed."""
+    with tempfile.TemporaryDirectory() as place:
+        write = functools.partial(checkpoint.save, Path(place), Position(step=1), policy, optimizer, metric="loss")
+        return timed(write, policy.device)
+
+
+@dataclass(frozen=True)
+class Answering:
+    """Seconds of answering: to begin with a batch, and of a step of decoding by rows, half way through an answer.
+
+    `lengths` are those of some answers of the base model, `row_bytes` what a row has alive for every token of it.
+    """
+
+    begin: float
+    step: float
+    step_row: float
+    rows: int
+    lengths: tuple[int, ...]
+    row_bytes: float
+
+    def seconds(self, answers: int, *, at_once: int, most: int) -> float:
+        """So many answers, in rounds of at most `at_once`, `most` tokens at the longest."""
+        rounds = math.ceil(answers / at_once)
+        rows = answers / max(1, rounds)
+        decoding = sum(self.step + self.step_row * left for left in self.left(rows, most))
+        return rounds * (self.begin * rows / self.rows + decoding)
+
+    def left(self, rows: float, most: int) -> list[float]:
+        """Rows in the batch at every step of decoding, as finished ones leave it."""
+        found, kept = [], 1.0
+        for at in range(1, most):
+            going = sum(length > at for length in self.lengths) / len(self.lengths)
+            if not going:
+                break
+            kept = going if going <= CROWDED * kept else kept
+            found.append(kept * rows)
+        return found
+
+
+def answering(policy: Loaded, prompts: Sequence[Messages], own: EvaluateSettings) -> Answering:
+    """Measured with prompts of the run on the model as it is before training."""
+    ids = [encode_prompt(prompt, policy.tokenizer) for prompt in prompts]
+    workers = workers_of(policy)
+    full = ids[: own.batch_size * workers]
+    few = full[: max(workers, len(full) // 4)]
+    twin = inference_twin(policy)
+    begin = timed(functools.partial(answers, twin, full, own, tokens=1), policy.device)
+    paces = [pace(twin, [halfway(row, own) for row in some], own) for some in (few, full)]
+    slope = (paces[1] - paces[0]) / (len(full) - len(few)) if len(full) > len(few) else 0.0
+    slope = min(max(0.0, slope), paces[1] / len(full))
+    tried = answers(twin, ids[:TRIED], own, tokens=own.max_new_tokens)
+    return Answering(
+        begin,
+        paces[1] - slope * len(full),
+        slope,
+        len(full),
+        tuple(len(answer.tokens) for answer in tried),
+        row_bytes(twin, few[: max(1, len(few) // workers)], own),
+    )
+
+
+def workers_of(loaded: Loaded) -> int:
+    """Batches of answers at once, as `generation` has them."""
+    return torch.get_num_threads() if loaded.device.type == "cpu" else 1
+
+
+def halfway(ids: list[int], own: EvaluateSettings) -> list[int]:
+    """A prompt as long as it is with half an answer behind it."""
+    more = own.max_new_tokens // 2
+    return [*ids, *(ids * math.ceil(more / len(ids)))[:more]]
+
+
+def pace(twin: Loaded, ids: Sequence[list[int]], own: EvaluateSettings) -> float:
+    """Seconds of one step of decoding, all rows at once."""
+    short, long = (timed(functools.partial(answers, twin, ids, own, tokens=n), twin.device) for n in (FEW, SOME))
+    return max(0.0, long - short) / (SOME - FEW)
+
+
+def answers(twin: Loaded, ids: Sequence[list[int]], own: EvaluateSettings, *, tokens: int) -> list[Answer]:
+    """Sampled answers of at most so many tokens, shared out as `generation` does it."""
+    how = Sampling(own.temperature, own.top_p, tokens, end_tokens(twin), twin.pad_id)
+    workers = workers_of(twin)
+
+    def answer(job: tuple[list[int], range]) -> list[Answer]:
+        luck_SN = torch.stack([uniforms(0, str(i), 0, tokens) for i in job[0]]).to(twin.device)
+        return decode(twin.scorer, [ids[i] for i in job[0]], copies=1, luck_SN=luck_SN, sampling=how, tick=nothing)
+
+    jobs = list(batches([len(row) for row in ids], samples=1, batch_size=own.batch_size, workers=workers))
+    return [answer for found in side_by_side(answer, jobs, workers=workers) for answer in found]
+
+
+def nothing(count: int) -> None:
+    """Progress that nobody watches."""
+
+
+def row_bytes(twin: Loaded, ids: Sequence[list[int]], own: EvaluateSettings) -> float:
+    """Bytes alive in decoding for every token of every row: keys and values, logits, and what comes in between."""
+    how = Sampling(own.temperature, own.top_p, FEW, end_tokens(twin), twin.pad_id)
+    luck_SN = torch.stack([uniforms(0, str(i), 0, FEW) for i in range(len(ids))]).to(twin.device)
+    with Living() as living:
+        decode(twin.scorer, ids, copies=1, luck_SN=luck_SN, sampling=how, tick=nothing)
+    return float(living.most) / (len(ids) * (max(map(len, ids)) + FEW))

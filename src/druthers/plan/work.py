@@ -1,0 +1,103 @@
+"""What a run would work on: its pairs as tokens, how many there will be, and the prompts it will answer."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from druthers import storage
+from druthers.config import Settings
+from druthers.curate import curate, fingerprint
+from druthers.evaluate import KL_SAMPLES, held_out_prompts
+from druthers.evaluate.answers import Messages, choose_prompts
+from druthers.records import InputError, Pair
+from druthers.run import CURATED, Run
+from druthers.tokens import TokenizedPair, tokenize
+
+WHOLE = 20_000
+"""Rows up to which all of them are curated; of more, a sample."""
+SAMPLE = 4_000
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Pairs of both sides (all of them, or a sample), `train` and `held` as many as there will be, prompts to answer.
+
+    `seconds` is what curation will take: 0 where the run has done it.
+    """
+
+    pairs: Sequence[TokenizedPair]
+    heldout: Sequence[TokenizedPair]
+    train: int
+    held: int
+    prompts: Sequence[Messages]
+    kl_prompts: Sequence[Messages]
+    how: str
+    seconds: float
+
+    @property
+    def kl_answers(self) -> int:
+        """Answers sampled for the KL."""
+        return KL_SAMPLES * len(self.kl_prompts)
+
+
+def workload(settings: Settings, tokenizer: Any) -> Workload:
+    """The pairs of the run directory where they are curated already, otherwise curated now into a temporary folder.
+
+    Of more than 20,000 rows the first 4,000 stand for all. Raises InputError as `curate` does.
+    """
+    run = Run(Path(settings.run))
+    if curated(run, settings):
+        return read(run.folder / "data", settings, tokenizer, how="as curated in the run directory", seconds=0.0)
+    with tempfile.TemporaryDirectory() as place:
+        since, rows = time.monotonic(), storage.count(storage.locate(settings.data.pairs).train)
+        given, share, how = settings, 1.0, f"curated for this plan from {storage.shown(settings.data.pairs)}"
+        if rows > WHOLE:
+            given, share = sampled(settings, Path(place)), SAMPLE / rows
+            how = f"estimated from the first {SAMPLE:,} of {rows:,} rows of {storage.shown(settings.data.pairs)}"
+        curate(given, out=Path(place) / "data", tokenizer=tokenizer)
+        seconds = (time.monotonic() - since) / share
+        return read(Path(place) / "data", settings, tokenizer, how=how, seconds=seconds, share=share)
+
+
+def curated(run: Run, settings: Settings) -> bool:
+    """Whether the run directory holds the pairs that these settings ask for."""
+    if not (run.has(CURATED) and run.has("config.json")):
+        return False
+    was = run.settings()
+    same = (was.data, was.seed, was.model.path) == (settings.data, settings.seed, settings.model.path)
+    return same and run.json(CURATED)["source_sha256"] == fingerprint(settings.data)
+
+
+def sampled(settings: Settings, place: Path) -> Settings:
+    """Settings whose training rows are the first of the real ones, in a file of `place`."""
+    found = storage.locate(settings.data.pairs)
+    rows = place / "sample.jsonl"
+    with rows.open("wb") as file:
+        for line in itertools.islice(storage.lines(found.train), SAMPLE):
+            file.write(storage.encode(line.row))
+    data = settings.data.model_copy(update={"pairs": str(rows), "heldout": settings.data.heldout or found.heldout})
+    return settings.model_copy(update={"data": data})
+
+
+def read(folder: Path, settings: Settings, tokenizer: Any, *, how: str, seconds: float, share: float = 1.0) -> Workload:
+    """The curated pairs of a folder; they are `share` of all where the held-out ones are drawn from the same rows."""
+    data, own = settings.data, settings.evaluate
+    records = {part: list(storage.read(str(folder / f"{part}.jsonl"), Pair)) for part in ("train", "heldout")}
+    pairs, heldout = (
+        [tokenize(pair, tokenizer, max_prompt=data.max_prompt, max_response=data.max_response) for pair in some]
+        for some in records.values()
+    )
+    apart = data.heldout or storage.locate(data.pairs).heldout
+    asked = held_out_prompts(own.prompts, records["heldout"])
+    prompts, kl_prompts = choose_prompts(asked, own.count), choose_prompts(asked, own.kl_prompts)
+    train = min(round(len(pairs) / share), data.limit or 10**12)
+    held = len(heldout) if apart else round(len(heldout) / share)
+    if not prompts:
+        raise InputError(f"{own.prompts}: holds no prompt to answer; name another file in evaluate.prompts")
+    return Workload(pairs, heldout, train, held, prompts, kl_prompts, how, seconds)
