@@ -38,6 +38,15 @@ def logps(model: torch.nn.Module, batch: Batch) -> Tensor:
     return (logp_ST * scored_ST[:, 1:]).sum(-1).view(2, -1)
 
 
+@torch.no_grad()
+def reference_logps(policy: torch.nn.Module, reference: torch.nn.Module | None, batch: Batch) -> Tensor:
+    """Those of the second model, or of the policy with its adapter off."""
+    if reference is not None:
+        return logps(reference, batch)
+    with policy.disable_adapter():
+        return logps(policy, batch)
+
+
 def main() -> None:
     """One cell."""
     spec, record = cell.read_spec(), cell.Record()
@@ -61,13 +70,7 @@ def main() -> None:
         loss = 0.0
         for at in range(0, len(step), spec.micro_batch):
             batch = collate(step[at : at + spec.micro_batch], pad=0)
-            with torch.no_grad():
-                if reference is None:
-                    with policy.disable_adapter():
-                        reference_CB = logps(policy, batch)
-                else:
-                    reference_CB = logps(reference, batch)
-            ratio_CB = logps(policy, batch) - reference_CB
+            ratio_CB = logps(policy, batch) - reference_logps(policy, reference, batch)
             part = -F.logsigmoid(cell.BETA * (ratio_CB[0] - ratio_CB[1])).sum() / len(step)
             part.backward()
             loss += part.item()
