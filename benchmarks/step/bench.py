@@ -37,22 +37,28 @@ GLIBC = (
 
 @dataclass(frozen=True)
 class Size:
-    """How much of a shape is run: pairs a step, timed steps (of the slow contenders too), and the trials for TRL."""
+    """How much of a shape is run: pairs a step, timed steps (of the slow contenders too), and the trials for TRL.
+
+    Plain attention keeps the scores of every layer, which at retrieval-like lengths is more than the memory.
+    """
 
     pairs: int = 16
     steps: int = 1
     slow_steps: int = 0
     trial_pairs: int = 8
     micro_batches: tuple[int, ...] = (1, 2, 4)
+    attentions: tuple[str, ...] = ("sdpa", "eager")
 
 
 SIZES = {
-    "hh": Size(steps=4, slow_steps=2),
-    "uf": Size(),
-    "tldr": Size(),
-    "rag": Size(pairs=4, trial_pairs=2, micro_batches=(1, 2)),
+    "hh": Size(steps=4, slow_steps=1),
+    "uf": Size(trial_pairs=4),
+    "tldr": Size(trial_pairs=4),
+    "rag": Size(pairs=4, trial_pairs=2, micro_batches=(1, 2), attentions=("sdpa",)),
 }
 QUICK = Size(pairs=4, steps=2, slow_steps=1, trial_pairs=2, micro_batches=(1, 2))
+COUNTS = {"hh": 64, "uf": 16, "tldr": 16, "rag": 4}
+"""Pairs in the id files."""
 LENGTHS = (128, 256, 512, 1024, 2048)
 BUDGETS = (512, 1024, 2048, 4096, 8192)
 STEP_SIZES = (4, 16, 64)
@@ -84,11 +90,12 @@ class Bench:
     def ids(self, shape: str) -> Path:
         """The id file of a shape, written when it is not there."""
         shape = "fixed-48" if self.quick and shape in SIZES else shape
-        path = KEPT / "ids" / f"{shape}{'-real' if shape == 'hh' and self.hh else ''}.json"
+        count = 8 if self.quick else COUNTS.get(shape, 16)
+        real = shape == "hh" and self.hh is not None
+        path = KEPT / "ids" / Path(self.model).name / f"{shape}-{count}{'-real' if real else ''}.json"
         if not path.is_file():
-            count = 4 if self.quick else 64 if shape == "hh" else 4 if shape == "rag" else 32
             command = [sys.executable, str(HERE / "ids.py"), shape, str(path), "--model", self.model]
-            command += ["--count", str(max(count, 8))] + (["--hh", str(self.hh)] if shape == "hh" and self.hh else [])
+            command += ["--count", str(count), *(["--hh", str(self.hh)] if real else [])]
             subprocess.run(command, check=True)
         return path
 
@@ -173,7 +180,7 @@ def tuned(bench: Bench, shape: str, mode: str, size: Size) -> Spec:
         return min(found, key=lambda spec: found[spec])
 
     best = fastest([replace(start, micro_batch=micro) for micro in size.micro_batches])
-    best = fastest([best, replace(best, attention="eager")])
+    best = fastest([replace(best, attention=attention) for attention in size.attentions])
     best = fastest([best, replace(best, memory="malloc")])
     return replace(best, steps=size.steps, pairs_per_step=size.pairs)
 
@@ -201,7 +208,8 @@ def flops(bench: Bench, mode: str) -> None:
     out += ["--seconds", "0.05"] if bench.quick else []
     bench.job("matmul", out, env={}, key=f"{code(HERE / 'matmul.py')} {out[3:]}")
     size = QUICK if bench.quick else SIZES["hh"]
-    spec = bench.spec("druthers", "hh", mode, steps=size.slow_steps, pairs_per_step=size.pairs, count_flops=True)
+    steps = min(2, size.steps)
+    spec = bench.spec("druthers", "hh", mode, steps=steps, pairs_per_step=size.pairs, count_flops=True)
     bench.cell(f"hh-{mode}/flops", replace(spec, threads=1, token_budget=spec.token_budget // 2))
 
 
