@@ -39,7 +39,7 @@ GLIBC = (
 class Size:
     """How much of a shape is run: pairs a step, timed steps (of the slow contenders too), and the trials for TRL.
 
-    Plain attention keeps the scores of every layer, which at retrieval-like lengths is more than the memory.
+    Plain attention keeps the scores of every layer, which grow with the square of the length.
     """
 
     pairs: int = 16
