@@ -26,6 +26,8 @@ from cell import RUNGS, SPAWNED, Spec, write_json
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 KEPT = ROOT / ".bench"
+OURS = {"PYTHONPATH": str(ROOT / "src")}
+"""For what runs druthers: the code beside this file, whatever is installed."""
 DOCS = ROOT / "docs" / "benchmarks.md"
 PARTS = ("compare", "flops", "ladder", "scaling")
 GLIBC = (
@@ -96,7 +98,7 @@ class Bench:
         if not path.is_file():
             command = [sys.executable, str(HERE / "ids.py"), shape, str(path), "--model", self.model]
             command += ["--count", str(count), *(["--hh", str(self.hh)] if real else [])]
-            subprocess.run(command, check=True)
+            subprocess.run(command, check=True, env={**os.environ, **OURS})
         return path
 
     def cell(self, name: str, spec: Spec, *, may_fail: bool = False) -> dict[str, Any]:
@@ -110,7 +112,7 @@ class Bench:
         return self.job(
             name,
             [sys.executable if ours else self.peers, str(script), str(file)],
-            env={} if ours else env,
+            env=OURS if ours else env,
             key=f"{json.dumps(told)} {code(script)} {own_code() if ours else digest([HERE / 'requirements.txt'])}",
             may_fail=may_fail,
         )
@@ -126,13 +128,13 @@ class Bench:
         for file in (log, out):
             file.parent.mkdir(parents=True, exist_ok=True)
         out.unlink(missing_ok=True)
-        since = time.time()
+        since, others = time.time(), {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         with log.open("w", encoding="utf-8") as screen:
             done = subprocess.run(
                 [*command, str(out)],
                 stdout=screen,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", SPAWNED: f"{since}", **env},
+                env={**others, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", SPAWNED: f"{since}", **env},
                 cwd=HERE,
             )
         failed = done.returncode != 0 or not out.is_file()
@@ -206,7 +208,7 @@ def flops(bench: Bench, mode: str) -> None:
     """The box's rate, and the operations of a step, counted on one thread with the micro-batches of two."""
     out = [sys.executable, str(HERE / "matmul.py"), "--model", bench.model, "--threads", str(bench.threads)]
     out += ["--seconds", "0.05"] if bench.quick else []
-    bench.job("matmul", out, env={}, key=f"{code(HERE / 'matmul.py')} {out[3:]}")
+    bench.job("matmul", out, env=OURS, key=f"{code(HERE / 'matmul.py')} {out[3:]}")
     size = QUICK if bench.quick else SIZES["hh"]
     steps = min(2, size.steps)
     spec = bench.spec("druthers", "hh", mode, steps=steps, pairs_per_step=size.pairs, count_flops=True)
@@ -223,9 +225,9 @@ def ladder(bench: Bench) -> None:
     for turn, rungs in enumerate((RUNGS, RUNGS[::-1])):
         for rung in rungs:
             name = f"ladder/{RUNGS.index(rung)}-{rung.replace(' ', '-')}-{turn}"
-            bench.job(name, [*script, "time", *same, *steps, rung], env={}, key=f"{key} {rung} {steps}")
+            bench.job(name, [*script, "time", *same, *steps, rung], env=OURS, key=f"{key} {rung} {steps}")
     pairs = ["--pairs", "2" if bench.quick else "8"]
-    bench.job("ladder/equal", [*script, "equal", *same, *pairs], env={}, key=f"{key} {pairs}")
+    bench.job("ladder/equal", [*script, "equal", *same, *pairs], env=OURS, key=f"{key} {pairs}")
 
 
 def scaling(bench: Bench) -> None:
@@ -263,7 +265,9 @@ def options() -> argparse.Namespace:
 def default_model() -> str:
     """The folder of the packaged model."""
     ask = "from druthers import models; print(models.unpacked())"
-    return subprocess.run([sys.executable, "-c", ask], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    return subprocess.run(
+        [sys.executable, "-c", ask], check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **OURS}
+    ).stdout.strip()
 
 
 def blocks(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
