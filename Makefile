@@ -1,18 +1,22 @@
 # Two commands, each of which sets up everything it needs first:
 #   make align    align the packaged model on the packaged preferences, and write the report
 #   make test     lint, types, tests
+# and make bench: a training step beside TRL and a plain loop (HH=train.jsonl.gz BENCH="--only hh"; benchmarks/step)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
+PEERS := .bench/peers
+BENCH ?=
+HH ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup align test lint docs clean
+.PHONY: help setup align test lint docs bench clean
 
 help:
-	@sed -n '1,4s/^# \{0,1\}//p' Makefile
+	@sed -n '1,5s/^# \{0,1\}//p' Makefile
 
 setup: $(STAMP)
 
@@ -30,6 +34,9 @@ lint: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python scripts/settings_page.py
 
+bench: $(STAMP) $(PEERS)/.installed
+	$(BIN)/python benchmarks/step/bench.py --peers $(PEERS)/bin/python $(if $(HH),--hh $(HH)) $(BENCH)
+
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 
@@ -42,4 +49,12 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PIP) install --quiet --no-compile --no-deps --requirement requirements.lock
 	@$(PIP) install --quiet --no-compile --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install --quiet --no-compile "$$(grep '^torch==' requirements.lock)"
+	@touch $@
+
+# The peers have an environment of their own, made once; `make clean` leaves it.
+$(PEERS)/.installed: benchmarks/step/requirements.txt
+	@echo "Setting up $(PEERS) (once; a minute or two)"
+	@$(PYTHON) -m venv --clear $(PEERS)
+	@$(PEERS)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile --no-deps --requirement $<
+	@$(PEERS)/bin/python -c 'import torch' 2>/dev/null || $(PEERS)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile "$$(grep '^torch==' $<)"
 	@touch $@

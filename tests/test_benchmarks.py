@@ -1,0 +1,165 @@
+"""The driver, tables and counters of benchmarks/step; the measurements themselves are `make bench`."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from druthers import attention
+from druthers.batching import collate
+from druthers.logprobs import pair_logps
+from druthers.models import scorer_of
+from druthers.tokens import TokenizedPair
+from tests import tiny
+
+STEP = Path(__file__).parents[1] / "benchmarks" / "step"
+
+
+@pytest.fixture
+def step(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a module of benchmarks/step, which are scripts beside one another."""
+    monkeypatch.syspath_prepend(str(STEP))
+    yield importlib.import_module
+    for name in [name for name, module in sys.modules.items() if is_script(module)]:
+        del sys.modules[name]
+
+
+def is_script(module: ModuleType) -> bool:
+    """Whether a module came from benchmarks/step."""
+    return Path(getattr(module, "__file__", None) or ".").parent == STEP
+
+
+@pytest.mark.parametrize("name", ["cell", "ids", "table"])
+def test_examples_run(step: Any, name: str) -> None:
+    found = doctest.testmod(step(name))
+    assert found.attempted > 0
+    assert found.failed == 0
+
+
+def test_lengths_have_the_mean_of_their_shape(step: Any) -> None:
+    ids = step("ids")
+    found = ids.lengths_of(ids.synthetic("tldr", count=32, words=1000))
+    assert found["prompt"] == pytest.approx(350, rel=0.02)
+    assert found["chosen"] == pytest.approx(35, rel=0.03)
+    assert ids.synthetic("tldr", count=4, words=1000) == ids.synthetic("tldr", count=4, words=1000)
+
+
+def test_the_first_step_warms_up_with_the_longest_pairs(step: Any) -> None:
+    cell = step("cell")
+    pairs = [cell.Ids((1,) * n, (2,) * n, (3,) * n) for n in (20, 40, 30, 10, 50, 60, 70, 80)]
+    warm, first, second = cell.steps_of(pairs, steps=2, size=4)
+    assert [len(pair.prompt) for pair in first] == [40, 30, 20, 10]
+    assert [len(pair.prompt) for pair in second] == [80, 70, 60, 50]
+    assert [len(pair.prompt) for pair in warm] == [40, 8, 8, 8]
+    with pytest.raises(ValueError, match="need 12 pairs"):
+        cell.steps_of(pairs, steps=3, size=4)
+
+
+def a_bench(step: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A driver whose files lie in a folder."""
+    bench = step("bench")
+    monkeypatch.setattr(bench, "KEPT", folder / "kept")
+    return bench.Bench(folder / "results", sys.executable, "model", 1, None, quick=True)
+
+
+def writer(text: str) -> list[str]:
+    """A command that writes a JSON text to the file it is told."""
+    return [sys.executable, "-c", f"import sys, pathlib as p; p.Path(sys.argv[1]).write_text('{text}')"]
+
+
+def test_a_job_runs_once_and_again_when_its_key_changes(
+    step: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = a_bench(step, tmp_path, monkeypatch)
+    one = bench.job("a/b", writer('{"seconds": [1.0]}'), env={}, key="1")
+    assert one["seconds"] == [1.0]
+    assert bench.job("a/b", writer('{"seconds": [2.0]}'), env={}, key="1") == one
+    assert bench.job("a/b", writer('{"seconds": [2.0]}'), env={}, key="2")["seconds"] == [2.0]
+
+
+def test_a_job_that_fails_ends_the_run_or_is_noted(step: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = a_bench(step, tmp_path, monkeypatch)
+    broken = [sys.executable, "-c", "raise ValueError('no memory')"]
+    with pytest.raises(SystemExit, match="no memory"):
+        bench.job("a", broken, env={}, key="1")
+    assert bench.job("a", broken, env={}, key="1", may_fail=True)["failed"] == 1
+    assert step("table").read(tmp_path / "results", "a.json") == []
+
+
+def result(step: Any, *, seconds: list[float], contender: str) -> dict[str, Any]:
+    """A result as a contender writes it."""
+    spec = {"contender": contender, "pairs_per_step": 2, "micro_batch": 1, "attention": "sdpa", "memory": "huge pages"}
+    return {
+        "spec": spec,
+        "seconds": seconds,
+        "warm_up": 1.0,
+        "naive_tokens": [100] * len(seconds),
+        "losses": [0.69, 0.68],
+        "grad_norms": [1.0, 2.0],
+        "first_step": 13.0,
+        "reference": {"seconds": 10.0, "tokens": 1000},
+        "bytes": {"imports": 2**29, "peak": 2**31},
+        "packages": {"torch": "1"},
+    }
+
+
+def test_table_of_a_block(step: Any, tmp_path: Path) -> None:
+    table = step("table")
+    for turn, speed in enumerate((1.0, 3.0)):
+        for name, times in (("druthers", [2.0, 2.0]), ("trl-tuned", [8.0, 8.0])):
+            row = result(step, seconds=[time * speed for time in times], contender=name)
+            step("cell").write_json(tmp_path / "hh-full" / f"{name}-{turn}.json", row)
+    text = table.whole(tmp_path)
+    ours, theirs = (line for line in text.splitlines() if line.startswith(("| druthers |", "| TRL, tuned |")))
+    assert ours.split(" | ")[:4] == ["| druthers", "2.000 (1.000 to 3.000)", "0.50", "25"]
+    assert "4.00 (4.00 to 4.00)" in theirs
+    assert "2.00 (1.50)" in theirs
+    # 2 s to start; 1,000 pairs at 50 tokens, 0.01 s each to score, and 4 s to step
+    assert theirs.endswith(f"| {(2 + 1000 * (0.5 + 4.0)) / 60:.1f} |")
+    assert "Same work" in text
+
+
+def test_table_goes_between_the_marks_of_the_page(step: Any, tmp_path: Path) -> None:
+    table, page = step("table"), tmp_path / "page.md"
+    page.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n", encoding="utf-8")
+    table.insert(page, "new")
+    table.insert(page, "newer")
+    assert page.read_text(encoding="utf-8") == f"before\n{table.BEGIN}\n\nnewer\n\n{table.END}\nafter\n"
+    page.write_text("no marks", encoding="utf-8")
+    with pytest.raises(ValueError, match="no lines"):
+        table.insert(page, "new")
+
+
+def test_results_of_two_machines_are_not_mixed(step: Any, tmp_path: Path) -> None:
+    machine, path = step("machine"), tmp_path / "machine.json"
+    machine.check(path)
+    machine.check(path)
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), "cpu": "another"}), encoding="utf-8")
+    with pytest.raises(SystemExit, match="another"):
+        machine.check(path)
+
+
+def test_counted_operations_are_those_of_the_products(step: Any) -> None:
+    """Our own attention and head do their products inside autograd functions, where a counter could miss them."""
+    ids, druthers = step("ids"), step("run_druthers")
+    model = tiny.model(vocab=300)
+    model.set_attn_implementation(attention.NAME)
+    pair = druthers.tokenized(TokenizedPair, ids.synthetic("fixed-32", count=1, words=300)[0], "")
+    batch = collate([pair], pad_id=0, rung="shared")
+    with druthers.counting(wanted=True) as flops:
+        pair_logps(scorer_of(model), batch).sum().backward()
+        found = flops()
+    linear = sum(m.weight.numel() for m in model.model.modules() if type(m) is torch.nn.Linear)
+    head, scored = model.lm_head.weight.numel(), len(batch.target_N)
+    seen = 24 * 24 + 8 * 24  # queries by keys: prompt and chosen, then rejected over the prompt and itself
+    width, layers = model.config.hidden_size, model.config.num_hidden_layers
+    # Layers: forward and both halves of the backward. Head and attention: the first of their products once more.
+    assert found == 6 * linear * 32 + 8 * head * scored + 7 * 2 * seen * width * layers
