@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from druthers.allocation import set_allocation
 from druthers.records import InputError
 
 if TYPE_CHECKING:
@@ -494,8 +493,12 @@ def main() -> None:
     """Entry point: a fault of the input is one sentence on standard error and a non-zero exit.
 
     SIGTERM ends the process as an exit does, so that temporary files are removed; training saves first.
+    Tensors of 2 MiB or more lie in huge pages where Linux has them, unless the environment says 0: a training step
+    spends less time on page faults (docs/benchmarks.md). torch reads the variable once, so it is set before that.
     """
-    set_allocation()
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if "WORLD_SIZE" in os.environ:  # a broken connection is said by us, without torch's own trace of it
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         app()
