@@ -13,7 +13,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def layout_of(rung: str) -> Rung:
     return "padded" if at == 0 else "padding-free" if at < RUNGS.index("shared prompt") else "shared"
 
 
-def full_logits(scorer: Scorer, batch: Batch) -> Tensor:
+def full_logits(scorer: Scorer, batch: Batch, *, chunk: int | None = None) -> Tensor:
     """As `pair_logps`, from the logits of every position in float32, prompt and padding too."""
     layout = {} if batch.layout is None else {"layout": batch.layout}
     hidden_STH = scorer.backbone(
@@ -63,10 +63,8 @@ def full_logits(scorer: Scorer, batch: Batch) -> Tensor:
 @contextmanager
 def head_of(rung: str) -> Iterator[None]:
     """The head of a rung in the loop and in the live reference."""
-    with ExitStack() as stack:
-        if RUNGS.index(rung) < RUNGS.index("response head"):
-            for module in (loop, reference):
-                stack.enter_context(mock.patch.object(module, "pair_logps", full_logits))
+    full = RUNGS.index(rung) < RUNGS.index("response head")
+    with mock.patch.object(models, "pair_logps", full_logits) if full else nullcontext():
         yield
 
 

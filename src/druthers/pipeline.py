@@ -15,6 +15,7 @@ import torch
 import transformers
 
 from druthers import lowbit, models, storage
+from druthers.allocation import release
 from druthers.blocks import TokenizedPairs
 from druthers.config import ModelSettings, Settings
 from druthers.corpus import tokenized
@@ -178,6 +179,7 @@ def train_stage(run: Run, settings: Settings, *, screen: Screen, world: World = 
         return None
     models.restore_trainable(policy, best(run.folder) / "weights.safetensors")
     gc.collect()
+    release()
     return policy
 
 
