@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from druthers import batching, models
+from druthers.allocation import release
 from druthers.batching import Order, layout_of
 from druthers.config import Settings
 from druthers.crew import Crew, crew_of
@@ -101,6 +102,7 @@ def plan(settings: Settings, *, price_per_hour: float | None, screen: Screen) ->
     screen.say(f"{schedule.total:,} steps of {steps.mean:,.0f} tokens; taking five of them at a learning rate of zero")
     training = train_a_little(work, schedule, steps, policy, settings)
     gc.collect()
+    release()  # as a run does after training
     left = process_bytes(policy)
     screen.say(f"recompute: {training.choice.text}")
     screen.say("answering a few prompts")
