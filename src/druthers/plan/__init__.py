@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from druthers import batching, models
 from druthers.allocation import release
 from druthers.batching import Order, layout_of
@@ -154,13 +156,13 @@ def train_a_little(work: Workload, schedule: Schedule, steps: Steps, policy: Loa
             taken.append((clock.timed(one, policy.device), steps.tokens[at]))
     timed = taken[2:]
     each = sum(seconds for seconds, _ in timed) / sum(tokens for _, tokens in timed)
-    pace = clock.scoring_pace(policy, work.heldout, token_budget=t.token_budget)
+    pace, look = clock.scoring_paces(crew, scores, loss, work.heldout, token_budget=t.token_budget)
     peak = peak_memory_gib()
     held = clock.tokens_of(work.heldout, policy) * work.held / len(work.heldout)
     seconds = {
         "reference": missing * pace,
         "steps": steps.total * steps.mean * each,
-        "evaluations": len(schedule.evaluate) * held * pace,
+        "evaluations": len(schedule.evaluate) * held * look,
         "checkpoints": len(schedule.save) * clock.saving(policy, optimizer),
     }
     states = state_bytes(trainable(policy).values(), t.optimizer)
@@ -179,14 +181,11 @@ def scored_by(work: Workload, schedule: Schedule, policy: Loaded, settings: Sett
     used = used_pairs(work.pairs, schedule, order) if exact else work.pairs
     cache = cache_of(policy)
     reached = min(work.train, schedule.total * t.pairs_per_step)
-    seen: set[bytes] = set()
     missing = 0.0
     for some, times in ((used, 1.0 if exact else reached / len(used)), (work.heldout, work.held / len(work.heldout))):
-        keys_CB = keys_of(some)
-        for pair, keys, known in zip(some, keys_CB.T.tolist(), cache.has(keys_CB).T.tolist(), strict=True):
-            if not all(known) and not seen.issuperset(keys):
-                seen.update(keys)
-                missing += times * clock.tokens_of([pair], policy)
+        known_B = np.all(cache.has(keys_of(some)), axis=0)
+        lacking = [pair for pair, known in zip(some, list(known_B), strict=True) if not known]
+        missing += times * clock.tokens_of(lacking, policy)
     return clock.zeros, missing
 
 

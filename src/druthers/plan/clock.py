@@ -38,8 +38,18 @@ TRIED = 16
 
 
 def tokens_of(pairs: Sequence[TokenizedPair], loaded: Loaded) -> int:
-    """Tokens computed for some pairs, each laid out for itself."""
-    return int(tokens_alone(pairs, loaded.layout.rung).sum())
+    """Tokens computed for some pairs at once; a prompt, and a response to it, count once where the layout shares them.
+
+    >>> from types import SimpleNamespace
+    >>> one, other = ((1, 2, 3), (4, 5), (6,)), ((1, 2, 3), (4, 5), (7, 8))
+    >>> pairs = [TokenizedPair("", *ids, (True,) * 2, (True,) * len(ids[2])) for ids in (one, other)]
+    >>> tokens_of(pairs, SimpleNamespace(layout=SimpleNamespace(rung="shared")))  # 3 of the prompt, then 2, 1 and 2
+    8
+    """
+    if loaded.layout.rung != "shared":
+        return int(tokens_alone(pairs, loaded.layout.rung).sum())
+    branches = {(pair.prompt, response) for pair in pairs for response in (pair.chosen, pair.rejected)}
+    return sum(map(len, {prompt for prompt, _ in branches})) + sum(len(response) for _, response in branches)
 
 
 def zeros(batch: Batch, some: Sequence[TokenizedPair], policy: Loaded) -> Tensor:
@@ -75,11 +85,16 @@ def step(
     optimizer.zero_grad(set_to_none=True)
 
 
-def scoring_pace(loaded: Loaded, pairs: Sequence[TokenizedPair], *, token_budget: int) -> float:
-    """Seconds a token of scoring pairs without learning."""
+def scoring_paces(
+    crew: Crew, scores: Reference, loss: Loss, pairs: Sequence[TokenizedPair], *, token_budget: int
+) -> tuple[float, float]:
+    """Seconds a token of scoring pairs, as the reference is scored and as an evaluation in training looks at them."""
+    policy = crew.policy
     some = pairs[:: max(1, len(pairs) // LOOKED_AT)][:LOOKED_AT]
-    seconds = timed(functools.partial(score_pairs, loaded, some, token_budget=token_budget), loaded.device)
-    return seconds / tokens_of(some, loaded)
+    score = functools.partial(score_pairs, policy, some, token_budget=token_budget)
+    look = functools.partial(run_pairs, some, crew, scores, loss, token_budget=token_budget, learn="look")
+    reference, evaluation = (timed(work, policy.device) / tokens_of(some, policy) for work in (score, look))
+    return reference, evaluation
 
 
 def saving(policy: Loaded, optimizer: Optimizer) -> float:
