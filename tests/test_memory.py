@@ -194,15 +194,14 @@ def test_an_unknown_amount_of_memory_recomputes_nothing_and_a_name_is_obeyed() -
 @pytest.mark.parametrize("budget", [10, 150, 10_000])
 def test_no_micro_batch_is_larger_than_the_largest(rung: Rung, budget: int) -> None:
     from druthers.batching import plan
-    from druthers.memory import row_tokens
 
     tokens, scored = largest(PAIRS, token_budget=budget, crew=2, rung=rung)
     groups = plan(PAIRS, token_budget=budget, crew=2, rung=rung)
-    assert max(sum(row_tokens(PAIRS[i], rung) for i in group) for group in groups) <= tokens
+    assert max(memory.tokens_alone([PAIRS[i] for i in group], rung).sum() for group in groups) <= tokens
     assert 0 < scored <= tokens
 
 
 def test_rows_are_counted_by_their_layout() -> None:
     pair = TokenizedPair("", (1,) * 5, (2,) * 3, (3,) * 4, (True,) * 3, (True,) * 4)
-    counted = {rung: memory.row_tokens(pair, rung) for rung in ("shared", "padding-free", "padded")}  # type: ignore[arg-type]
+    counted = {rung: memory.tokens_alone([pair], rung).item() for rung in ("shared", "padding-free", "padded")}  # type: ignore[arg-type]
     assert counted == {"shared": 12, "padding-free": 17, "padded": 18}

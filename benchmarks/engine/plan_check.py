@@ -60,6 +60,7 @@ def main() -> None:
         cache = cold_cache(Path(place)) if own.cold else None
         there = ["--run", str(Path(place) / "run"), *words]
         plan = called("plan", there, cache)
+        print(f"planned: {plan['memory_gib']['peak']} GiB, {plan['seconds']['total']} s; now the run", file=sys.stderr)
         real = called("align", there, cache)
     found = rows_of(plan, real)
     print("| what | planned | taken | error |\n|---|---|---|---|")

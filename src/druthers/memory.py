@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from druthers.batching import Rung, collate
+from druthers.blocks import facts_of
 from druthers.crew import Crew
 from druthers.logprobs import CHUNK
 from druthers.models import Loaded, computing, trainable
@@ -188,17 +191,18 @@ def largest(pairs: Sequence[TokenizedPair], *, token_budget: int, crew: int, run
 
     Pairs of one prompt beyond the budget, which stay together, are counted as pairs of their own.
     """
-    sizes = [row_tokens(pair, rung) for pair in pairs]
-    answers = sum(len(pair.chosen) + len(pair.rejected) for pair in pairs)
-    tokens = max(min(token_budget // crew, sum(sizes)), max(sizes))
-    return tokens, math.ceil(tokens * answers / sum(sizes))
+    sizes_B, answers = tokens_alone(pairs, rung), int(facts_of(pairs).lengths_B3[:, 1:].sum())
+    whole = int(sizes_B.sum())
+    tokens = max(min(token_budget // crew, whole), int(sizes_B.max()))
+    return tokens, math.ceil(tokens * answers / whole)
 
 
-def row_tokens(pair: TokenizedPair, rung: Rung) -> int:
-    """Tokens computed for a pair alone, padding too."""
+def tokens_alone(pairs: Sequence[TokenizedPair], rung: Rung) -> NDArray[np.int64]:
+    """Tokens computed for every pair in rows of its own, padding too, (B,)."""
+    prompt_B, chosen_B, rejected_B = facts_of(pairs).lengths_B3.T
     if rung == "padded":
-        return 2 * pair.longest
-    return len(pair.prompt) * (1 if rung == "shared" else 2) + len(pair.chosen) + len(pair.rejected)
+        return np.asarray(2 * (prompt_B + np.maximum(chosen_B, rejected_B)))
+    return np.asarray(prompt_B * (1 if rung == "shared" else 2) + chosen_B + rejected_B)
 
 
 def made_up(tokens: int) -> TokenizedPair:

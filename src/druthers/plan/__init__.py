@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from druthers import batching, models
+from druthers.allocation import release
 from druthers.batching import Order, layout_of
 from druthers.config import Settings
 from druthers.crew import Crew, crew_of
@@ -101,12 +102,15 @@ def plan(settings: Settings, *, price_per_hour: float | None, screen: Screen) ->
     screen.say(f"{schedule.total:,} steps of {steps.mean:,.0f} tokens; taking five of them at a learning rate of zero")
     training = train_a_little(work, schedule, steps, policy, settings)
     gc.collect()
+    release()  # as a run does after training
+    left = process_bytes(policy)
     screen.say(f"recompute: {training.choice.text}")
     screen.say("answering a few prompts")
     talk = clock.answering(policy, work.prompts, settings.evaluate)
     seconds = {"curate": work.seconds, "load": load, **training.seconds}
     seconds |= answer_seconds(work, talk, policy, settings, load=load, pace=training.pace)
-    return report(settings, work, steps, policy, training, talk, seconds, process=process, price=price_per_hour)
+    found = report(settings, work, steps, policy, training, talk, seconds, process=process, left=left)
+    return found | {"cost": None if price_per_hour is None else round(found["hours"] * price_per_hour, 2)}
 
 
 def process_bytes(policy: Loaded) -> int:
@@ -148,10 +152,10 @@ def train_a_little(work: Workload, schedule: Schedule, steps: Steps, policy: Loa
         for at in map(steps.at, (0.5, 0.5, 1.0, 0.25, 0.75)):
             one = functools.partial(clock.step, steps.pairs[at], crew, optimizer, scores, loss, settings=settings)
             taken.append((clock.timed(one, policy.device), steps.tokens[at]))
-    peak = peak_memory_gib()
     timed = taken[2:]
     each = sum(seconds for seconds, _ in timed) / sum(tokens for _, tokens in timed)
     pace = clock.scoring_pace(policy, work.heldout, token_budget=t.token_budget)
+    peak = peak_memory_gib()
     held = clock.tokens_of(work.heldout, policy) * work.held / len(work.heldout)
     seconds = {
         "reference": missing * pace,
@@ -226,9 +230,12 @@ def report(
     seconds: Seconds,
     *,
     process: int,
-    price: float | None,
+    left: int,
 ) -> dict[str, Any]:
-    """All of it under the names of the output; memory in GiB, time in seconds."""
+    """All of it under the names of the output; memory in GiB, time in seconds.
+
+    `process` is what is no tensor before training, `left` the same after it: freed memory may stay with the process.
+    """
     own, held = settings.evaluate, training.standing
     sides = {
         "train": ("load", "reference", "steps", "evaluations", "checkpoints"),
@@ -240,7 +247,7 @@ def report(
     twin = twin_bytes(policy)
     talking = int(rows * longest * talk.row_bytes)
     second = 0 if policy.adapted else held.weights
-    answering = (process + held.weights + second + twin + talking) / GIB
+    answering = (left + held.weights + second + twin + talking) / GIB
     items = {"process": process, **asdict(held), "head": training.head}
     if settings.train.reference == "copy":
         items["reference"] = held.weights
@@ -258,7 +265,7 @@ def report(
             "training": {name: round(size / GIB, 3) for name, size in items.items()},
             "training_peak": round(training.peak_gib, 3),
             "answers": {
-                "process": round(process / GIB, 3),
+                "process": round(left / GIB, 3),
                 "weights": round((held.weights + second) / GIB, 3),
                 "copies": round(twin / GIB, 3),
                 "keys_values_logits": round(talking / GIB, 3),
@@ -273,8 +280,7 @@ def report(
             "total": round(total, 1),
             "parts": {name: round(value, 1) for name, value in seconds.items()},
         },
-        "hours": round(total / 3600, 3),
-        "cost": None if price is None else round(total / 3600 * price, 2),
+        "hours": round(total / 3600, 4),
     }
 
 

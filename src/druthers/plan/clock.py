@@ -20,7 +20,7 @@ from druthers.crew import Crew
 from druthers.evaluate.answers import Messages
 from druthers.generation import CROWDED, Answer, Sampling, batches, decode, end_tokens, inference_twin, uniforms
 from druthers.losses import Loss
-from druthers.memory import Living, row_tokens
+from druthers.memory import Living, tokens_alone
 from druthers.models import Loaded, score_pairs, trainable
 from druthers.threads import side_by_side
 from druthers.tokens import TokenizedPair, encode_prompt
@@ -39,7 +39,7 @@ TRIED = 16
 
 def tokens_of(pairs: Sequence[TokenizedPair], loaded: Loaded) -> int:
     """Tokens computed for some pairs, each laid out for itself."""
-    return sum(row_tokens(pair, loaded.layout.rung) for pair in pairs)
+    return int(tokens_alone(pairs, loaded.layout.rung).sum())
 
 
 def zeros(batch: Batch, some: Sequence[TokenizedPair], policy: Loaded) -> Tensor:

@@ -10,14 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from druthers import storage
 from druthers.config import Settings
+from druthers.corpus import tokenized
 from druthers.curate import curate, fingerprint
 from druthers.evaluate import KL_SAMPLES, held_out_prompts
 from druthers.evaluate.answers import Messages, choose_prompts
 from druthers.records import InputError, Pair
 from druthers.run import CURATED, Run
-from druthers.tokens import TokenizedPair, tokenize
+from druthers.tokens import TokenizedPair
 
 WHOLE = 20_000
 """Rows up to which all of them are curated; of more, a sample."""
@@ -88,13 +91,19 @@ def sampled(settings: Settings, place: Path) -> Settings:
 def read(folder: Path, settings: Settings, tokenizer: Any, *, how: str, seconds: float, share: float = 1.0) -> Workload:
     """The curated pairs of a folder; they are `share` of all where the held-out ones are drawn from the same rows."""
     data, own = settings.data, settings.evaluate
-    records = {part: list(storage.read(str(folder / f"{part}.jsonl"), Pair)) for part in ("train", "heldout")}
-    pairs, heldout = (
-        [tokenize(pair, tokenizer, max_prompt=data.max_prompt, max_response=data.max_response) for pair in some]
-        for some in records.values()
-    )
+    sides = [
+        tokenized(
+            folder / f"{part}.jsonl",
+            tokenizer,
+            max_prompt=data.max_prompt,
+            max_response=data.max_response,
+            workers=torch.get_num_threads(),
+        )
+        for part in ("train", "heldout")
+    ]
+    pairs, heldout = sides
     apart = data.heldout or storage.locate(data.pairs).heldout
-    asked = held_out_prompts(own.prompts, records["heldout"])
+    asked = held_out_prompts(own.prompts, list(storage.read(str(folder / "heldout.jsonl"), Pair)))
     prompts, kl_prompts = choose_prompts(asked, own.count), choose_prompts(asked, own.kl_prompts)
     train = min(round(len(pairs) / share), data.limit or 10**12)
     held = len(heldout) if apart else round(len(heldout) / share)
