@@ -15,10 +15,11 @@ from druthers import models
 from druthers.batching import Order
 from druthers.config import Settings, load
 from druthers.generation import CROWDED
-from druthers.plan import clock, steps_of, workload
+from druthers.plan import TAKEN, clock, steps_of, workload
 from druthers.plan.clock import Answering
 from druthers.plan.table import table_of
 from druthers.records import InputError
+from druthers.train import loop
 from druthers.train.loop import make_schedule
 from tests import calls, tiny
 from tests.calls import druthers
@@ -131,6 +132,11 @@ def test_weights_do_not_move(place: Path) -> None:
 
     room.train_a_little(work, make_schedule(work.train, own.train), steps, policy, own)
     assert models.weights_sha(policy.model) == before
+
+
+def test_as_many_steps_are_taken_as_a_run_takes_before_it_gives_memory_back() -> None:
+    assert len(TAKEN) == loop.RELEASE_EVERY
+    assert max(TAKEN) == 1.0
 
 
 # ---------------------------------------------------------------- the workload

@@ -49,6 +49,9 @@ from druthers.train.reference_cache import Cache, keys_of
 
 SEEN = 256
 """Steps of the schedule, evenly spread, whose tokens are counted."""
+TAKEN = (0.5, 1.0, 0.25, 0.75, 0.1, 0.9, 0.4, 0.6)
+"""Steps that are taken, by the share of the steps that have fewer tokens; the first warms up and is not timed. As many
+as a run takes before it gives freed memory back, for what it holds grows from step to step until then."""
 Seconds = dict[str, float]
 
 
@@ -101,7 +104,9 @@ def plan(settings: Settings, *, price_per_hour: float | None, screen: Screen) ->
     process = process_bytes(policy)
     schedule = make_schedule(work.train, settings.train)
     steps = steps_of(work, schedule, policy, settings)
-    screen.say(f"{schedule.total:,} steps of {steps.mean:,.0f} tokens; taking five of them at a learning rate of zero")
+    screen.say(
+        f"{schedule.total:,} steps of {steps.mean:,.0f} tokens; taking {len(TAKEN)} of them at a learning rate of zero"
+    )
     training = train_a_little(work, schedule, steps, policy, settings)
     gc.collect()
     release()  # as a run does after training
@@ -143,7 +148,7 @@ def computed(pairs: Sequence[TokenizedPair], policy: Loaded, token_budget: int) 
 
 
 def train_a_little(work: Workload, schedule: Schedule, steps: Steps, policy: Loaded, settings: Settings) -> Training:
-    """Five steps: two to warm up, the largest, and two of ordinary size; then a checkpoint and some scoring."""
+    """Some steps, the largest among them, then some scoring and a checkpoint."""
     t = settings.train
     loss = make_loss(settings, work.pairs, work.heldout)
     scores, missing = scored_by(work, schedule, policy, settings)
@@ -151,10 +156,10 @@ def train_a_little(work: Workload, schedule: Schedule, steps: Steps, policy: Loa
     choice = choose_recompute(crew, optimizer, work.pairs, t)
     taken: list[tuple[float, int]] = []
     with recomputing(crew.members, choice.kind):
-        for at in map(steps.at, (0.5, 0.5, 1.0, 0.25, 0.75)):
+        for at in map(steps.at, TAKEN):
             one = functools.partial(clock.step, steps.pairs[at], crew, optimizer, scores, loss, settings=settings)
             taken.append((clock.timed(one, policy.device), steps.tokens[at]))
-    timed = taken[2:]
+    timed = taken[1:]
     each = sum(seconds for seconds, _ in timed) / sum(tokens for _, tokens in timed)
     pace, look = clock.scoring_paces(crew, scores, loss, work.heldout, token_budget=t.token_budget)
     peak = peak_memory_gib()
