@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
 from druthers.config import load
@@ -31,10 +30,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("DRUTHERS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
-    torch.set_num_threads(1)
+def nothing_half_written(tmp_path: Path, own_cache: Path, one_thread: None) -> Iterator[None]:
     yield
     assert [name for name in calls.files(tmp_path) if name.endswith((".tmp", ".partial"))] == []
 

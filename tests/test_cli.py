@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +26,13 @@ VERBS = ("align", "plan", "curate", "train", "evaluate", "report", "sample", "ju
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a model, pairs, prompts and a rubric, and a cache of its own."""
-    folder = tmp_path_factory.mktemp("cli")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DRUTHERS_CACHE", str(folder / "cache"))
-        patch.setenv("TOKENIZERS_PARALLELISM", "false")
-        torch.set_num_threads(1)
-        tiny.folder(folder / "model")
-        calls.jsonl(folder / "pairs.jsonl", calls.trl_rows())
-        calls.jsonl(folder / "prompts.jsonl", ({"prompt": [m.line() for m in user(f"say {i}")]} for i in range(3)))
-        (folder / "rubric.toml").write_text(calls.RUBRIC)
-        yield folder
+def place(shared_cache: Path) -> Path:
+    """A folder with a model, pairs, prompts and a rubric."""
+    tiny.folder(shared_cache / "model")
+    calls.jsonl(shared_cache / "pairs.jsonl", calls.trl_rows())
+    calls.jsonl(shared_cache / "prompts.jsonl", ({"prompt": [m.line() for m in user(f"say {i}")]} for i in range(3)))
+    (shared_cache / "rubric.toml").write_text(calls.RUBRIC)
+    return shared_cache
 
 
 def job(place: Path, name: str, *changes: str) -> tuple[object, ...]:

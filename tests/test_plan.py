@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from druthers import models
 from druthers.batching import Order
@@ -28,16 +26,11 @@ ANSWERING = Answering(begin=1.0, step=0.1, step_row=0.01, rows=10, lengths=(2, 4
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a model and pairs, and a cache of its own."""
-    folder = tmp_path_factory.mktemp("plan")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DRUTHERS_CACHE", str(folder / "cache"))
-        patch.setenv("TOKENIZERS_PARALLELISM", "false")
-        torch.set_num_threads(1)
-        tiny.folder(folder / "model")
-        calls.jsonl(folder / "pairs.jsonl", calls.trl_rows())
-        yield folder
+def place(shared_cache: Path) -> Path:
+    """A folder with a model and pairs."""
+    tiny.folder(shared_cache / "model")
+    calls.jsonl(shared_cache / "pairs.jsonl", calls.trl_rows())
+    return shared_cache
 
 
 def options(place: Path, name: str = "run", *changes: str) -> tuple[object, ...]:

@@ -9,7 +9,7 @@ import re
 import resource
 import shutil
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -39,21 +39,7 @@ BUDGET = 4
 """So small that a few pairs make several windows."""
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The reference cache of one test."""
-    monkeypatch.setenv("DRUTHERS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
-    return tmp_path / "cache" / "reference"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Bit-identical sums, and children that can be forked."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("own_cache", "one_thread")
 
 
 def tokenized(count: int) -> list[TokenizedPair]:
@@ -275,7 +261,7 @@ def test_a_cache_from_another_machine_is_taken_after_a_sample(
     """The folder is copied without its lock, and named by the variable; a read-only copy would do."""
     first = scores_of(PAIRS)
     there = tmp_path / "there"
-    shutil.copytree(own_cache, there / "reference", ignore=shutil.ignore_patterns(".lock"))
+    shutil.copytree(own_cache / "reference", there / "reference", ignore=shutil.ignore_patterns(".lock"))
     shutil.rmtree(own_cache)
     monkeypatch.setenv("DRUTHERS_CACHE", str(there))
     before = sorted(there.rglob("*"))
@@ -350,7 +336,7 @@ def test_another_model_has_a_folder_of_its_own_and_the_reason_is_said(own_cache:
         said.clear()
         scores_of(PAIRS, by=other, say=said.append)
         assert said == []
-    assert len([folder for folder in own_cache.iterdir() if parts_in(folder)]) == 1 + len(others)
+    assert len([folder for folder in (own_cache / "reference").iterdir() if parts_in(folder)]) == 1 + len(others)
     assert {file: file.read_bytes() for file in parts_in(first)} == kept
 
 

@@ -79,6 +79,16 @@ class Block:
         return np.column_stack([self.prompts.lengths, self.responses.lengths.reshape(-1, 2)])
 
 
+def within(starts: Sequence[int], place: int) -> tuple[int, int]:
+    """Which of several parts laid end to end a place falls into, and where in it.
+
+    >>> within([0, 3, 5], 3)
+    (1, 0)
+    """
+    part = bisect.bisect_right(starts, place) - 1
+    return part, place - starts[part]
+
+
 class TokenizedPairs(Sequence[TokenizedPair]):
     """The pairs of some blocks, made when they are asked for; what stays in memory is the blocks' arrays."""
 
@@ -96,9 +106,8 @@ class TokenizedPairs(Sequence[TokenizedPair]):
     def __getitem__(self, place: int | slice) -> TokenizedPair | list[TokenizedPair]:
         if isinstance(place, slice):
             return [self[i] for i in range(*place.indices(len(self)))]
-        i = range(len(self))[place]
-        b = bisect.bisect_right(self.starts, i) - 1
-        return self.blocks[b].pair(i - self.starts[b])
+        b, i = within(self.starts, range(len(self))[place])
+        return self.blocks[b].pair(i)
 
     def __iter__(self) -> Iterator[TokenizedPair]:
         return (block.pair(i) for block in self.blocks for i in range(len(block)))
@@ -130,9 +139,8 @@ class Picked(Sequence[TokenizedPair]):
     def __getitem__(self, place: int | slice) -> TokenizedPair | list[TokenizedPair]:
         if isinstance(place, slice):
             return [self[i] for i in range(*place.indices(len(self)))]
-        i = self.places[place]
-        part = bisect.bisect_right(self.starts, i) - 1
-        return self.parts[part][i - self.starts[part]]
+        part, i = within(self.starts, self.places[place])
+        return self.parts[part][i]
 
 
 @dataclass(frozen=True, slots=True)

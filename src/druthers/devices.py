@@ -32,6 +32,7 @@ from druthers.batching import Batch, collate
 from druthers.ladder import made_up
 from druthers.logprobs import pair_logps
 from druthers.models import Loaded, computing, first_line
+from druthers.recompute import layers_of
 from druthers.records import InputError
 
 T = TypeVar("T")
@@ -275,7 +276,7 @@ def shard(policy: Loaded, world: World) -> Loaded:
     mesh = init_device_mesh(policy.device.type, (world.size,))
     in_layers = None if policy.compute == torch.float32 else policy.compute
     layers = MixedPrecisionPolicy(param_dtype=in_layers, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for layer in reversed(layers_of(policy)):
+    for layer in reversed(layers_of(policy.model)):
         fully_shard(layer, mesh=mesh, mp_policy=layers)
     whole = Whole(policy)
     fully_shard(whole, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
@@ -291,12 +292,6 @@ def shard(policy: Loaded, world: World) -> Loaded:
             f"processes (difference {gap:.1e} nat a token); train it in one process"
         )
     return split
-
-
-def layers_of(policy: Loaded) -> list[nn.Module]:
-    """The decoder layers, by the names transformers keeps of modules that must not be cut."""
-    names = set(policy.causal._no_split_modules or ())
-    return [module for module in policy.causal.modules() if type(module).__name__ in names]
 
 
 @torch.no_grad()

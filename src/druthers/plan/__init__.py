@@ -53,6 +53,11 @@ TAKEN = (0.5, 1.0, 0.25, 0.75, 0.1, 0.9, 0.4, 0.6)
 """Steps that are taken, by the share of the steps that have fewer tokens; the first warms up and is not timed. As many
 as a run takes before it gives freed memory back, for what it holds grows from step to step until then."""
 Seconds = dict[str, float]
+STAGES = {
+    "train": ("load", "reference", "steps", "evaluations", "checkpoints"),
+    "evaluate": ("base model", "answers", "scoring"),
+}
+"""Stages of a run, and the parts of the plan that they take."""
 
 
 @dataclass(frozen=True)
@@ -240,23 +245,7 @@ def report(
 
     `process` is what is no tensor before training, `left` the same after it: freed memory may stay with the process.
     """
-    own, held = settings.evaluate, training.standing
-    sides = {
-        "train": ("load", "reference", "steps", "evaluations", "checkpoints"),
-        "evaluate": ("base model", "answers", "scoring"),
-    }
     total = sum(seconds.values())
-    longest = max(len(pair.prompt) for pair in work.heldout) + own.max_new_tokens
-    rows = min(len(work.prompts), own.batch_size * clock.workers_of(policy))
-    twin = twin_bytes(policy)
-    talking = int(rows * longest * talk.row_bytes)
-    second = 0 if policy.adapted else held.weights
-    answering = (left + held.weights + second + twin + talking) / GIB
-    items = {"process": process, **asdict(held), "head": training.head}
-    if settings.train.reference == "copy":
-        items["reference"] = held.weights
-    items["activations"] = max(0, int(training.peak_gib * GIB) - sum(items.values()))
-    free = free_bytes(policy.device)
     return {
         "model": policy.name,
         "device": str(policy.device),
@@ -265,26 +254,49 @@ def report(
         "steps": steps.total,
         "tokens_per_step": round(steps.mean),
         "recompute": training.choice.text,
-        "memory_gib": {
-            "training": {name: round(size / GIB, 3) for name, size in items.items()},
-            "training_peak": round(training.peak_gib, 3),
-            "answers": {
-                "process": round(left / GIB, 3),
-                "weights": round((held.weights + second) / GIB, 3),
-                "copies": round(twin / GIB, 3),
-                "keys_values_logits": round(talking / GIB, 3),
-            },
-            "answers_peak": round(answering, 3),
-            "peak": round(max(training.peak_gib, answering), 3),
-            "free": None if free is None else round(free / GIB, 3),
-        },
+        "memory_gib": memory_of(settings, work, policy, training, talk, process=process, left=left),
         "seconds": {
             "curate": round(seconds["curate"], 1),
-            **{side: round(sum(seconds[part] for part in parts), 1) for side, parts in sides.items()},
+            **{stage: round(sum(seconds[part] for part in parts), 1) for stage, parts in STAGES.items()},
             "total": round(total, 1),
             "parts": {name: round(value, 1) for name, value in seconds.items()},
         },
         "hours": round(total / 3600, 4),
+    }
+
+
+def memory_of(
+    settings: Settings,
+    work: Workload,
+    policy: Loaded,
+    training: Training,
+    talk: Answering,
+    *,
+    process: int,
+    left: int,
+) -> dict[str, Any]:
+    """What stands and what is alive at the peak of training and of answering, item by item, in GiB."""
+    own, held = settings.evaluate, training.standing
+    longest = max(len(pair.prompt) for pair in work.heldout) + own.max_new_tokens
+    rows = min(len(work.prompts), own.batch_size * clock.workers_of(policy))
+    train = {"process": process, **asdict(held), "head": training.head}
+    if settings.train.reference == "copy":
+        train["reference"] = held.weights
+    train["activations"] = max(0, int(training.peak_gib * GIB) - sum(train.values()))
+    answer = {
+        "process": left,
+        "weights": held.weights * (1 if policy.adapted else 2),
+        "copies": twin_bytes(policy),
+        "keys_values_logits": int(rows * longest * talk.row_bytes),
+    }
+    answering, free = sum(answer.values()) / GIB, free_bytes(policy.device)
+    return {
+        "training": {name: round(size / GIB, 3) for name, size in train.items()},
+        "training_peak": round(training.peak_gib, 3),
+        "answers": {name: round(size / GIB, 3) for name, size in answer.items()},
+        "answers_peak": round(answering, 3),
+        "peak": round(max(training.peak_gib, answering), 3),
+        "free": None if free is None else round(free / GIB, 3),
     }
 
 
