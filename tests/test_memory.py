@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from druthers.logprobs import pair_logps
 from druthers.memory import GIB, Living, choose, footprint, largest, micro_batch_bytes, standing
 from druthers.models import Loaded, attach_adapter, choose_layout, computing, trainable
 from druthers.recompute import KINDS, Kind, recomputing
+from druthers.records import InputError
 from druthers.tokens import TokenizedPair, tokenize
 from druthers.train import loop
 from druthers.train.optimizer import state_bytes
@@ -36,10 +38,10 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def policy(adapter: str = "none", compute: torch.dtype = torch.float32) -> Loaded:
+def policy(adapter: str = "none", compute: torch.dtype = torch.float32, *, rung: str = "auto") -> Loaded:
     """The tiny model, wide enough that activations weigh something."""
     made = tiny.model(vocab=259, hidden_size=128, intermediate_size=192, num_hidden_layers=3)
-    plain = choose_layout(Loaded(made, TOKENIZER, "tiny", "", compute, torch.device("cpu")), "auto")
+    plain = choose_layout(Loaded(made, TOKENIZER, "tiny", "", compute, torch.device("cpu")), rung)
     return plain if adapter == "none" else attach_adapter(plain, ModelSettings(adapter="lora", lora_rank=4))
 
 
@@ -77,6 +79,38 @@ def test_a_control_group_says_what_it_still_allows(tmp_path: Path, files: dict[s
     assert memory.group_left(tmp_path) == left
 
 
+def test_the_groups_of_a_process_and_those_around_it_are_asked(tmp_path: Path) -> None:
+    listed = tmp_path / "cgroup"
+    listed.write_text("4:memory:/job/task\n3:cpuset:/other\n0::/slice/unit\n")
+    found = memory.groups_of(listed, Path("/c"))
+    assert {Path("/c/memory/job/task"), Path("/c/memory/job"), Path("/c/memory")} <= set(found)
+    assert {Path("/c/slice/unit"), Path("/c/slice"), Path("/c")} <= set(found)
+    assert not any("other" in folder.parts for folder in found)
+    assert memory.groups_of(tmp_path / "none", Path("/c")) == [Path("/c"), Path("/c/memory")]
+
+
+def test_processes_that_share_a_machine_share_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "machine_left", lambda file: 8000)
+    monkeypatch.setattr(memory, "group_left", lambda group: None)
+    assert memory.free_bytes(torch.device("cpu"), sharing=4) == 2000
+
+
+def test_memory_that_runs_out_is_one_sentence() -> None:
+    choice, said = (
+        memory.Choice("none", "none (needs 3 GiB)", {}),
+        r"memory of cuda .*needs 3 GiB.*lower train.token_budget",
+    )
+    with pytest.raises(InputError, match=said), memory.fitting(choice, torch.device("cuda")):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize(("system", "peak"), [("linux", 3 * 2**20), ("darwin", 3 * 2**10)])
+def test_the_peak_is_in_the_units_of_the_system(monkeypatch: pytest.MonkeyPatch, system: str, peak: int) -> None:
+    monkeypatch.setattr(memory.sys, "platform", system)
+    monkeypatch.setattr(memory.resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=3 * 2**10))
+    assert memory.most_resident_bytes() == peak
+
+
 def test_here_something_is_free_and_less_is_held() -> None:
     assert memory.free_bytes(torch.device("cpu")) > 0  # type: ignore[operator]
     before = memory.resident_bytes()
@@ -104,12 +138,14 @@ def test_living_counts_what_is_made_until_it_goes() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rung", ["shared", "padding-free", "padded"])
 @pytest.mark.parametrize(("adapter", "compute"), [("none", torch.float32), ("lora", torch.bfloat16)])
-def test_a_long_row_needs_what_two_short_ones_said(adapter: str, compute: torch.dtype, kind: Kind) -> None:
-    member = policy(adapter, compute)
-    pair = memory.made_up(800)
-    expected = micro_batch_bytes(member, footprint(member, kind), tokens=800, scored=400)
-    batch = collate([pair], pad_id=2, rung=member.layout.rung)
+def test_a_long_row_needs_what_two_short_ones_said(adapter: str, compute: torch.dtype, rung: Rung, kind: Kind) -> None:
+    member = policy(adapter, compute, rung=rung)
+    batch = collate([memory.half_prompt(800)], pad_id=2, rung=rung)
+    tokens = batch.input_ids_ST.numel()
+    assert (tokens == 800) == (rung == "shared")
+    expected = micro_batch_bytes(member, footprint(member, kind), tokens=tokens, scored=400)
     with recomputing([member], kind), Living() as living:
         with computing(member):
             logp_CB = pair_logps(member.scorer, batch)

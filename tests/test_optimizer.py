@@ -104,6 +104,11 @@ def optimizer_of(weight: Tensor, *, lr: float, seed: int = 0, decay: float = 0.0
     return AdamW8bit([{"params": [weight], "weight_decay": decay}], lr=lr, seed=seed)
 
 
+def size_of(state: dict[str, Tensor]) -> int:
+    """Bytes of the states, their count of steps aside."""
+    return sum(t.numel() * t.element_size() for name, t in state.items() if name != "steps")
+
+
 def test_steps_below_the_resolution_of_bfloat16_move_the_mean_by_the_right_amount() -> None:
     ours, nearest = (torch.full((256, 256), 0.02, dtype=torch.bfloat16) for _ in range(2))
     start = ours[0, 0].item()
@@ -174,10 +179,19 @@ def test_states_of_any_shape_take_what_was_said(shape: tuple[int, ...]) -> None:
     optimizer = optimizer_of(weight, lr=1e-2)
     weight.grad = torch.ones_like(weight)
     optimizer.step()
-    assert sum(t.numel() * t.element_size() for t in optimizer.state[weight].values()) == state_bytes(
-        [weight], "adamw-8bit"
-    )
+    assert size_of(optimizer.state[weight]) == state_bytes([weight], "adamw-8bit")
     torch.testing.assert_close(weight, torch.full_like(weight, -1e-2), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("first", [1, 2, 10, 100])
+def test_the_first_gradient_of_a_weight_moves_it_as_torch_would_however_late(first: int) -> None:
+    ours, theirs = (torch.zeros(16, requires_grad=True) for _ in range(2))
+    optimizers = optimizer_of(ours, lr=1e-2), torch.optim.AdamW([theirs], lr=1e-2, weight_decay=0.0)
+    for step in range(1, first + 1):
+        for weight, optimizer in zip((ours, theirs), optimizers, strict=True):
+            weight.grad = torch.ones(16) if step == first else None
+            optimizer.step()
+    assert torch.allclose(ours, theirs, rtol=1e-5)
 
 
 def test_a_step_does_not_depend_on_the_steps_of_other_seeds_only_on_its_own() -> None:
@@ -289,6 +303,5 @@ def test_gradients_of_narrow_weights_are_those_of_float32_rounded() -> None:
 def test_a_checkpoint_of_this_optimizer_keeps_two_bytes_a_weight(tmp_path: Path) -> None:
     run_to_end(tmp_path, "none")
     saved = torch.load(tmp_path / "checkpoints/step-000006/optimizer.pt", weights_only=True)
-    size = sum(t.numel() * t.element_size() for state in saved["state"].values() for t in state.values())
-    assert size == state_bytes(trainable(policy()).values(), "adamw-8bit")
+    assert sum(map(size_of, saved["state"].values())) == state_bytes(trainable(policy()).values(), "adamw-8bit")
     assert json.loads((tmp_path / "checkpoints/step-000006/position.json").read_text())["step"] == 6

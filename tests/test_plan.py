@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from druthers import models
 from druthers.batching import Order
@@ -17,6 +18,7 @@ from druthers.plan import TAKEN, clock, steps_of, workload
 from druthers.plan.clock import Answering
 from druthers.plan.table import table_of
 from druthers.records import InputError
+from druthers.session import Silent
 from druthers.train import loop
 from druthers.train.loop import make_schedule
 from tests import calls, tiny
@@ -114,6 +116,31 @@ def test_a_bad_row_stops_a_plan_as_it_would_the_run(place: Path) -> None:
     assert "bad.jsonl:" in found.err
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [("evaluate.rubric=nowhere.toml", "nowhere.toml"), ("run=rubbish", "is not empty and holds no run")],
+)
+def test_what_would_stop_the_run_stops_the_plan(
+    place: Path, change: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    (place / "rubbish").mkdir(exist_ok=True)
+    (place / "rubbish" / "file").touch()
+    own = ("--model", place / "model", "--data", place / "pairs.jsonl", *calls.FEW, change)
+    assert said in druthers("plan", *own).fault
+    assert not list(place.glob(".plan-*"))
+
+
+def test_a_step_that_does_not_fit_is_one_sentence(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: object, **how: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(clock, "run_pairs", full)
+    said = druthers("plan", *options(place, "unfit")).fault
+    assert "does not fit into the memory of cpu" in said
+    assert "lower train.token_budget" in said
+
+
 def test_weights_do_not_move(place: Path) -> None:
     """The steps that are taken have a rate of zero."""
     own = settings(place)
@@ -123,7 +150,7 @@ def test_weights_do_not_move(place: Path) -> None:
     before = models.weights_sha(policy.model)
     from druthers import plan as room
 
-    room.train_a_little(work, make_schedule(work.train, own.train), steps, policy, own)
+    room.train_a_little(work, make_schedule(work.train, own.train), steps, policy, own, screen=Silent())
     assert models.weights_sha(policy.model) == before
 
 

@@ -501,7 +501,7 @@ def test_the_first_signal_is_answered_at_once(capfd: pytest.CaptureFixture[str])
 def test_the_second_signal_does_not_wait() -> None:
     with Interruption() as interruption:
         signal.raise_signal(signal.SIGINT)
-        assert interruption.asked
+        assert interruption.signal
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 

@@ -40,8 +40,8 @@ class ModelSettings(Section):
     lora_alpha: float = Field(32.0, gt=0, description="LoRA scale numerator: the update is multiplied by alpha / rank")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
-        description="compute type; master weights stay float32. "
-        "'auto' is bfloat16 where the machine multiplies it fast",
+        description="compute type; master weights are float32, but for train.optimizer=adamw-8bit and "
+        "model.adapter=qlora. 'auto' is bfloat16 where the machine multiplies it fast",
     )
     device: str = Field("auto", description="'auto', 'cpu', 'cuda' or 'cuda:N'")
     layout: Literal["auto", "shared", "padding-free", "padded"] = Field(
@@ -170,7 +170,9 @@ class Settings(Section):
 
     run: str = Field("runs/align", description="the run directory")
     seed: int = Field(0, ge=0, description="root of every random draw")
-    threads: int | None = Field(None, ge=1, description="CPU threads; unset: all physical cores")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads; unset: all physical cores, or as many as torchrun gives"
+    )
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
     loss: LossSettings = SigmoidSettings()

@@ -31,9 +31,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from druthers.batching import Batch, collate
 from druthers.ladder import made_up
 from druthers.logprobs import pair_logps
-from druthers.models import Loaded, computing, first_line
+from druthers.models import Loaded, computing
 from druthers.recompute import layers_of
-from druthers.records import InputError
+from druthers.records import InputError, first_line
 
 T = TypeVar("T")
 
@@ -49,13 +49,15 @@ ALIKE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 class World:
     """The processes of a run and this one's place among them. Rank 0 writes and speaks for all.
 
-    `store` is a few words that all ranks can read, whatever else they are doing; `keeps` it: it ends with this process.
+    `store` is a few words that all ranks can read, whatever else they are doing; `keeps` it: it ends with this
+    process. `here` of them run on this machine.
     """
 
     rank: int = 0
     size: int = 1
     store: Any = None
     keeps: bool = False
+    here: int = 1
     turns: Iterator[int] = field(default_factory=itertools.count)
 
     @property
@@ -145,6 +147,8 @@ def joined(*, device: str) -> Iterator[World]:
     rank = number("RANK", None)
     try:
         world = join(device, local=number("LOCAL_RANK", rank), here=number("LOCAL_WORLD_SIZE", size))
+    except InputError:
+        raise
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"rank {rank} of {size} cannot join the others: {first_line(error)}; start them all with torchrun"
@@ -211,7 +215,7 @@ def join(device: str, *, local: int, here: int) -> World:
             world_size=size,
         )
     by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    return World(rank, size, PrefixStore("words", store), keeps=rank == 0 and not by_agent)
+    return World(rank, size, PrefixStore("words", store), keeps=rank == 0 and not by_agent, here=here)
 
 
 def deafen() -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from druthers.batching import Batch, Rung, collate
 from druthers.logprobs import Scorer, token_logps
+from druthers.records import first_line
 from druthers.tokens import TokenizedPair
 
 RUNGS: tuple[Rung, ...] = ("shared", "padding-free", "padded")
@@ -126,7 +127,7 @@ def climb(
             switch(rung, BLOCKWISE)
             tried.append(attempt(scorer, pair, rung, plain_N, device))
         except FAILURES as error:
-            tried.append(Step(rung, float("nan"), reason(error)))
+            tried.append(Step(rung, float("nan"), first_line(error)))
         if tried[-1].why_not:
             continue
         if measure is None:
@@ -136,16 +137,11 @@ def climb(
                 switch(rung, kernel)
                 trials.append(measure.trial(scorer, rung, kernel))
             except FAILURES as error:
-                trials.append(Trial(rung, kernel, float("nan"), reason(error)))
+                trials.append(Trial(rung, kernel, float("nan"), first_line(error)))
             if not trials[-1].why_not:
                 return Found(rung, tuple(tried), kernel=kernel, trials=tuple(trials))
     switch("padded", BLOCKWISE)
     return Found("padded", tuple(tried), trials=tuple(trials))
-
-
-def reason(error: Exception) -> str:
-    """The first line of what it says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def made_up(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from typing import Any
 
 import torch
@@ -106,6 +107,12 @@ def written_out(adapted: Any, plain: Any) -> Any:
     found = plain.load_state_dict({name: weight.float() for name, weight in state.items()}, strict=False)
     assert not found.unexpected_keys, found.unexpected_keys
     return plain
+
+
+def count(weight: Any) -> int:
+    """How many numbers a weight is, whether it is stored as numbers or in packed codes."""
+    state = getattr(weight, "quant_state", None)
+    return math.prod((weight if state is None else state).shape)
 
 
 def numbers(weight: Any) -> Tensor:

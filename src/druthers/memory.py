@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import resource
+import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from druthers.crew import Crew
 from druthers.logprobs import CHUNK
 from druthers.models import Loaded, computing, trainable
 from druthers.recompute import KINDS, Kind, layers_of, recomputing
+from druthers.records import InputError, first_line
 from druthers.tokens import TokenizedPair
 
 GIB = 2**30
@@ -34,21 +36,48 @@ SPARE = 0.9
 """Share of the free memory that may be planned for."""
 PROBES = (64, 192)
 """Tokens of the two rows that are measured; what a row keeps grows with its tokens."""
-GROUPS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory"))
 LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 """Where Linux says how much a control group may hold and holds, in its second and its first version."""
+CGROUPS = Path("/sys/fs/cgroup")
 
 
-def free_bytes(device: torch.device) -> int | None:
+def free_bytes(device: torch.device, *, sharing: int = 1) -> int | None:
     """Bytes that this process may still fill on a device; None where the system does not say.
 
-    On a CPU the lesser of what the machine has left and what its control group allows, where one is set.
+    On a CPU the lesser of what the machine has left and what its control groups allow, where they are set, by the
+    number of processes that are `sharing` it.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    known = [left for left in (machine_left(Path("/proc/meminfo")), *map(group_left, GROUPS)) if left is not None]
-    return min(known, default=None)
+    groups = groups_of(Path("/proc/self/cgroup"), CGROUPS)
+    known = [left for left in (machine_left(Path("/proc/meminfo")), *map(group_left, groups)) if left is not None]
+    return min(known) // sharing if known else None
+
+
+def room_bytes(device: torch.device) -> int | None:
+    """Bytes that this process could hold on a device in all: what it holds and what is free."""
+    free = free_bytes(device)
+    held = torch.cuda.memory_allocated(device) if device.type == "cuda" else resident_bytes()
+    return None if free is None else free + held
+
+
+def groups_of(listed: Path, root: Path) -> list[Path]:
+    """Folders of the control groups of a process and of those around them, as far as they are seen from here.
+
+    In a container the listed path is the machine's and the own group stands at the root.
+    """
+    try:
+        lines = [line.split(":", 2) for line in listed.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        lines = []
+    found = [root, root / "memory"]
+    for _, controllers, path in (line for line in lines if len(line) == 3):
+        if controllers in ("", "memory"):
+            top = root / controllers
+            inner = top / path.strip("/")
+            found += [folder for folder in (inner, *inner.parents) if folder.is_relative_to(top)]
+    return list(dict.fromkeys(found))
 
 
 def machine_left(meminfo: Path) -> int | None:
@@ -93,8 +122,32 @@ def resident_bytes() -> int:
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return most_resident_bytes()
     return pages * resource.getpagesize()
+
+
+def most_resident_bytes() -> int:
+    """The most memory this process has held: getrusage counts in kibibytes, on macOS in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def peak_gib(device: torch.device) -> float:
+    """The most memory this process has held, in GiB; on CUDA the most the allocator has."""
+    most = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else most_resident_bytes()
+    return most / GIB
+
+
+@contextlib.contextmanager
+def fitting(choice: Choice, device: torch.device) -> Iterator[None]:
+    """Memory that runs out inside the block, as one sentence."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"a training step does not fit into the memory of {device} ({first_line(error)}; "
+            f"recompute: {choice.text}); lower train.token_budget, or set train.recompute=layers"
+        ) from error
 
 
 class Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -149,11 +202,11 @@ def footprint(member: Loaded, kind: Kind) -> Footprint:
     reads = member.causal.config.to_dict().get("max_position_embeddings") or PROBES[1]
     sizes = [tokens * min(PROBES[1], reads) // PROBES[1] for tokens in PROBES]
     with dropped_gradients(member), recomputing([member], kind):
-        small, large = (probe(member, tokens) for tokens in sizes)
+        (few, *small), (many, *large) = (probe(member, tokens) for tokens in sizes)
     lines = []
     for a, b in zip(small, large, strict=True):
-        slope = (b - a) / (sizes[1] - sizes[0])
-        lines.append((a - slope * sizes[0], slope))
+        slope = (b - a) / (many - few)
+        lines.append((a - slope * few, slope))
     return Footprint(*lines)
 
 
@@ -172,9 +225,12 @@ def dropped_gradients(member: Loaded) -> Iterator[None]:
             hook.remove()
 
 
-def probe(member: Loaded, tokens: int) -> tuple[int, int]:
-    """Bytes kept after the forward of a made-up row and the most in its backward too, by the backbone alone."""
-    batch = collate([made_up(tokens)], pad_id=0, rung=member.layout.rung, device=member.device)
+def probe(member: Loaded, tokens: int) -> tuple[int, int, int]:
+    """Tokens computed of a made-up row, bytes kept after its forward and the most in its backward too.
+
+    The backbone alone; `tokens` are those of the shared layout, the others compute more.
+    """
+    batch = collate([half_prompt(tokens)], pad_id=0, rung=member.layout.rung, device=member.device)
     layout = {} if batch.layout is None else {"layout": batch.layout}
     with Living() as living:
         with computing(member):
@@ -183,7 +239,7 @@ def probe(member: Loaded, tokens: int) -> tuple[int, int]:
             ).last_hidden_state
         kept = living.now
         hidden_STH.backward(torch.ones_like(hidden_STH))
-    return kept, living.most
+    return batch.input_ids_ST.numel(), kept, living.most
 
 
 def largest(pairs: Sequence[TokenizedPair], *, token_budget: int, crew: int, rung: Rung) -> tuple[int, int]:
@@ -205,7 +261,7 @@ def tokens_alone(pairs: Sequence[TokenizedPair], rung: Rung) -> NDArray[np.int64
     return np.asarray(prompt_B * (1 if rung == "shared" else 2) + chosen_B + rejected_B)
 
 
-def made_up(tokens: int) -> TokenizedPair:
+def half_prompt(tokens: int) -> TokenizedPair:
     """A pair of so many tokens in a shared row: half prompt, the rest two responses that begin differently."""
     half, quarter = tokens // 2, tokens // 4
     scored = (True,) * quarter

@@ -38,7 +38,7 @@ from druthers.batching import Batch, Rung, collate, plan
 from druthers.config import ModelSettings
 from druthers.ladder import PLAIN, Found, climb
 from druthers.logprobs import Scorer, pair_logps, shaped, token_logps
-from druthers.records import InputError, user
+from druthers.records import InputError, first_line, user
 from druthers.storage import cache_folder
 from druthers.threads import crew_size, side_by_side
 from druthers.tokens import TokenizedPair, encode_prompt
@@ -66,7 +66,8 @@ UNREADABLE = (
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in memory with its tokenizer. Master weights are float32; `compute` is the type of the matrix products.
+    """A model in memory with its tokenizer. Master weights are float32 or, by `lowbit`, narrower; `compute` is the type
+    of the matrix products.
 
     `sha` identifies the base weights (adapter excluded) by name and content; `layout` is how its rows are laid out;
     `whole` is the module that puts the weights together for scoring where they are split over devices.
@@ -230,7 +231,7 @@ def load(
     if threads is not None:
         torch.set_num_threads(threads)
     device = device_named(settings.device)
-    compute = held_compute(settings, device) if held == torch.bfloat16 else compute_type(settings.precision, device)
+    compute = held_compute(settings) if held == torch.bfloat16 else compute_type(settings.precision, device)
     tokenizer = load_tokenizer(settings)
     model = load_weights(settings, device=device).to(device).eval()
     still(model)
@@ -245,7 +246,7 @@ def load(
     return attach_adapter(loaded, settings, seed=seed) if settings.adapter != "none" else loaded
 
 
-def held_compute(settings: ModelSettings, device: torch.device) -> torch.dtype:
+def held_compute(settings: ModelSettings) -> torch.dtype:
     """bfloat16, for weights that are held in it."""
     lowbit.check_narrow(settings)
     return torch.bfloat16
@@ -294,11 +295,6 @@ def quiet() -> None:
     """transformers' own bars and warnings off; ours say what happens."""
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's text."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def check_causal(config: Any, name: str) -> None:

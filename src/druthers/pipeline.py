@@ -23,14 +23,15 @@ from druthers.curate import curate, fingerprint
 from druthers.devices import ALONE, World
 from druthers.evaluate import evaluate
 from druthers.judges import load_rubric
+from druthers.memory import peak_gib
 from druthers.models import Loaded
 from druthers.records import InputError, Pair, Prompt
 from druthers.report import write_report
 from druthers.run import TRAINING, Run, environment, input_note, note_code
 from druthers.session import Screen, Session, session
 from druthers.train import train
-from druthers.train.checkpoint import best
-from druthers.train.loop import make_schedule, peak_memory_gib
+from druthers.train.checkpoint import WEIGHTS, best
+from druthers.train.loop import make_schedule
 
 
 def align(settings: Settings, *, screen: Screen) -> dict[str, Any]:
@@ -177,7 +178,7 @@ def train_stage(run: Run, settings: Settings, *, screen: Screen, world: World = 
         del policy
         gc.collect()
         return None
-    models.restore_trainable(policy, best(run.folder) / "weights.safetensors")
+    models.restore_trainable(policy, best(run.folder) / WEIGHTS)
     gc.collect()
     release()
     return policy
@@ -200,7 +201,7 @@ def note_inputs(run: Run, settings: Settings, policy: Loaded, *, ranks: int) -> 
     heldout = settings.data.heldout or where.heldout
     template = hashlib.sha256(policy.tokenizer.chat_template.encode()).hexdigest()
     added = sum(weight.numel() for weight in models.trainable(policy).values()) if policy.adapted else 0
-    size = sum(weight.numel() for weight in policy.causal.parameters()) - added
+    size = sum(map(lowbit.count, policy.causal.parameters())) - added
     note = {
         "pairs": input_note(settings.data.pairs, run.path("data/train.jsonl")),
         "heldout": None if heldout is None else input_note(heldout, run.path("data/heldout.jsonl")),
@@ -260,7 +261,7 @@ def watcher(screen: Screen, settings: Settings, count: int) -> Callable[[dict[st
 
 def load_policy(run: Run) -> Loaded:
     """The aligned model of a finished run: base weights with the best checkpoint on top."""
-    weights = best(run.folder) / "weights.safetensors"
+    weights = best(run.folder) / WEIGHTS
     policy = load_model(run.settings())
     check_same_model(run, policy)
     models.restore_trainable(policy, weights)
@@ -304,7 +305,7 @@ def evaluate_stage(run: Run, settings: Settings, *, screen: Screen, policy: Load
     screen.clear()
     run.update_summary(headline)
     timed(run, "evaluate", since=since)
-    peak = max(found["train"]["peak_memory_gib"], round(peak_memory_gib(), 3))
+    peak = max(found["train"]["peak_memory_gib"], round(peak_gib(policy.device), 3))
     run.update_summary({"train": {"peak_memory_gib": peak}})
 
 

@@ -21,6 +21,15 @@ class InputError(ValueError):
     """Bad input from outside; the text names the value, the rule and the remedy in one sentence."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text.
+
+    >>> first_line(OSError("no space\\nleft")), first_line(EOFError())
+    ('no space', 'EOFError')
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def content_id(content: object) -> str:
     """First 24 hex digits of the SHA-256 of canonical JSON.
 

@@ -134,18 +134,29 @@ def open_run(settings: Settings) -> Iterator[Run]:
 def make_folder(name: str) -> Path:
     """The folder of a run, made when it is not there; InputError when something else has the name."""
     folder = Path(name)
+    check_folder(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unusable(folder, error) from error
+    return folder
+
+
+def check_folder(folder: Path) -> None:
+    """Raises InputError for a name under which something stands that is no run."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"run directory {folder} is a file; name another with run=FOLDER")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        inside = {entry.name for entry in folder.iterdir()}
+        inside = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
     except OSError as error:
-        raise InputError(
-            f"run directory {folder} cannot be used: {error.strerror}; name another with run=FOLDER"
-        ) from error
+        raise unusable(folder, error) from error
     if inside - {LOCK} and CONFIG not in inside:
         raise InputError(f"run directory {folder} is not empty and holds no run; name another with run=FOLDER")
-    return folder
+
+
+def unusable(folder: Path, error: OSError) -> InputError:
+    """What to say of a folder that cannot be made or read."""
+    return InputError(f"run directory {folder} cannot be used: {error.strerror}; name another with run=FOLDER")
 
 
 def sweep(folder: Path) -> None:

@@ -12,6 +12,7 @@ import gc
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,26 @@ from druthers.config import Settings
 from druthers.crew import Crew, crew_of
 from druthers.evaluate import identity_of, samplings
 from druthers.evaluate.answers import answers_key
-from druthers.memory import GIB, Choice, Standing, free_bytes, head_bytes, largest, resident_bytes, size_of, standing
+from druthers.memory import (
+    GIB,
+    Choice,
+    Standing,
+    fitting,
+    head_bytes,
+    largest,
+    peak_gib,
+    resident_bytes,
+    room_bytes,
+    size_of,
+    standing,
+)
 from druthers.models import Loaded, adapter_off, trainable
-from druthers.pipeline import load_model, prepare
+from druthers.pipeline import check_evaluation, load_model, prepare
 from druthers.plan import clock
 from druthers.plan.clock import Answering
 from druthers.plan.work import Workload, workload
 from druthers.recompute import recomputing
+from druthers.run import Run, check_folder
 from druthers.session import Screen
 from druthers.storage import cache_folder
 from druthers.tokens import TokenizedPair
@@ -40,7 +54,6 @@ from druthers.train.loop import (
     make_loss,
     make_optimizer,
     make_schedule,
-    peak_memory_gib,
     used_pairs,
 )
 from druthers.train.optimizer import state_bytes
@@ -93,11 +106,14 @@ class Training:
 
 
 def plan(settings: Settings, *, price_per_hour: float | None, screen: Screen) -> dict[str, Any]:
-    """Expected memory, time and cost of `druthers align` with these settings on this machine; nothing is written.
+    """Expected memory, time and cost of `druthers align` with these settings on this machine; only caches are written.
 
-    Raises InputError as the run would, for what it would find before its first step.
+    Raises InputError as the run would, for what it would find before its first step, and when a step does not fit.
     """
     prepare(settings)
+    run = Run(Path(settings.run))
+    check_folder(run.folder)
+    check_evaluation(run, settings)
     screen.stage("plan")
     tokenizer = models.load_tokenizer(settings.model)
     models.check_model(settings.model)
@@ -109,14 +125,11 @@ def plan(settings: Settings, *, price_per_hour: float | None, screen: Screen) ->
     process = process_bytes(policy)
     schedule = make_schedule(work.train, settings.train)
     steps = steps_of(work, schedule, policy, settings)
-    screen.say(
-        f"{schedule.total:,} steps of {steps.mean:,.0f} tokens; taking {len(TAKEN)} of them at a learning rate of zero"
-    )
-    training = train_a_little(work, schedule, steps, policy, settings)
+    screen.say(f"{schedule.total:,} steps of {steps.mean:,.0f} tokens; trying {len(TAKEN)} at a learning rate of zero")
+    training = train_a_little(work, schedule, steps, policy, settings, screen=screen)
     gc.collect()
     release()  # as a run does after training
     left = process_bytes(policy)
-    screen.say(f"recompute: {training.choice.text}")
     screen.say("answering a few prompts")
     talk = clock.answering(policy, work.prompts, settings.evaluate)
     seconds = {"curate": work.seconds, "load": load, **training.seconds}
@@ -152,28 +165,31 @@ def computed(pairs: Sequence[TokenizedPair], policy: Loaded, token_budget: int) 
     return sum(2 * len(group) * max(pairs[i].longest for i in group) for group in groups)
 
 
-def train_a_little(work: Workload, schedule: Schedule, steps: Steps, policy: Loaded, settings: Settings) -> Training:
+def train_a_little(
+    work: Workload, schedule: Schedule, steps: Steps, policy: Loaded, settings: Settings, *, screen: Screen
+) -> Training:
     """Some steps, the largest among them, then some scoring and a checkpoint."""
     t = settings.train
     loss = make_loss(settings, work.pairs, work.heldout)
     scores, missing = scored_by(work, schedule, policy, settings)
     crew, optimizer = crew_of(policy), make_optimizer(policy, t, seed=settings.seed)
-    choice = choose_recompute(crew, optimizer, work.pairs, t)
+    choice = choose_recompute(crew, optimizer, used_of(work, schedule, settings), t)
+    screen.say(f"recompute: {choice.text}")
     taken: list[tuple[float, int]] = []
-    with recomputing(crew.members, choice.kind):
+    with recomputing(crew.members, choice.kind), fitting(choice, policy.device):
         for at in map(steps.at, TAKEN):
             one = functools.partial(clock.step, steps.pairs[at], crew, optimizer, scores, loss, settings=settings)
             taken.append((clock.timed(one, policy.device), steps.tokens[at]))
     timed = taken[1:]
     each = sum(seconds for seconds, _ in timed) / sum(tokens for _, tokens in timed)
     pace, look = clock.scoring_paces(crew, scores, loss, work.heldout, token_budget=t.token_budget)
-    peak = peak_memory_gib()
+    peak = peak_gib(policy.device)
     held = clock.tokens_of(work.heldout, policy) * work.held / len(work.heldout)
     seconds = {
         "reference": missing * pace,
         "steps": steps.total * steps.mean * each,
         "evaluations": len(schedule.evaluate) * held * look,
-        "checkpoints": len(schedule.save) * clock.saving(policy, optimizer),
+        "checkpoints": len(schedule.save) * clock.saving(policy, optimizer, beside=Path(settings.run)),
     }
     states = state_bytes(trainable(policy).values(), t.optimizer)
     held_bytes = standing(crew, states=states)
@@ -186,9 +202,7 @@ def scored_by(work: Workload, schedule: Schedule, policy: Loaded, settings: Sett
     if t.reference in ("copy", "adapter"):
         chosen = reference.choose(t.reference, policy, [], token_budget=t.token_budget)
         return chosen.scores, 0.0
-    order = Order(work.pairs, kind=t.order, pairs_per_step=t.pairs_per_step, seed=settings.seed)
-    exact = work.train == len(work.pairs)
-    used = used_pairs(work.pairs, schedule, order) if exact else work.pairs
+    used, exact = used_of(work, schedule, settings), work.train == len(work.pairs)
     cache = cache_of(policy)
     reached = min(work.train, schedule.total * t.pairs_per_step)
     missing = 0.0
@@ -197,6 +211,13 @@ def scored_by(work: Workload, schedule: Schedule, policy: Loaded, settings: Sett
         lacking = [pair for pair, known in zip(some, list(known_B), strict=True) if not known]
         missing += times * clock.tokens_of(lacking, policy)
     return clock.zeros, missing
+
+
+def used_of(work: Workload, schedule: Schedule, settings: Settings) -> Sequence[TokenizedPair]:
+    """The pairs some step will train on; all that are known where they are a sample."""
+    t = settings.train
+    order = Order(work.pairs, kind=t.order, pairs_per_step=t.pairs_per_step, seed=settings.seed)
+    return used_pairs(work.pairs, schedule, order) if work.train == len(work.pairs) else work.pairs
 
 
 def cache_of(policy: Loaded) -> Cache:
@@ -289,7 +310,7 @@ def memory_of(
         "copies": twin_bytes(policy),
         "keys_values_logits": int(rows * longest * talk.row_bytes),
     }
-    answering, free = sum(answer.values()) / GIB, free_bytes(policy.device)
+    answering, free = sum(answer.values()) / GIB, room_bytes(policy.device)
     return {
         "training": {name: round(size / GIB, 3) for name, size in train.items()},
         "training_peak": round(training.peak_gib, 3),

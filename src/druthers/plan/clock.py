@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from druthers import devices
 from druthers.batching import Batch
 from druthers.config import EvaluateSettings, Settings
 from druthers.crew import Crew
@@ -22,11 +23,12 @@ from druthers.generation import CROWDED, Answer, Sampling, batches, decode, end_
 from druthers.losses import Loss
 from druthers.memory import Living, tokens_alone
 from druthers.models import Loaded, score_pairs, trainable
+from druthers.records import InputError, first_line
 from druthers.threads import side_by_side
 from druthers.tokens import TokenizedPair, encode_prompt
 from druthers.train import checkpoint
 from druthers.train.checkpoint import Position
-from druthers.train.loop import run_pairs
+from druthers.train.loop import move, run_pairs
 from druthers.train.reference import Reference
 
 FEW, SOME = 2, 10
@@ -77,12 +79,8 @@ def step(
 ) -> None:
     """One optimizer step at a learning rate of zero: all the work, and no weight moves."""
     run_pairs(pairs, crew, scores, loss, token_budget=settings.train.token_budget, learn="learn")
-    torch.nn.utils.clip_grad_norm_(trainable(crew.policy).values(), settings.train.clip_norm)
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0
-    optimizer.step()
-    crew.follow()
-    optimizer.zero_grad(set_to_none=True)
+    devices.clip(trainable(crew.policy), most=settings.train.clip_norm)
+    move(crew, optimizer, rate=0.0)
 
 
 def scoring_paces(
@@ -97,11 +95,20 @@ def scoring_paces(
     return reference, evaluation
 
 
-def saving(policy: Loaded, optimizer: Optimizer) -> float:
-    """Seconds of one checkpoint, written beside the system's temporary files and removed."""
-    with tempfile.TemporaryDirectory() as place:
-        write = functools.partial(checkpoint.save, Path(place), Position(step=1), policy, optimizer, metric="loss")
-        return timed(write, policy.device)
+def saving(policy: Loaded, optimizer: Optimizer, *, beside: Path) -> float:
+    """Seconds of one checkpoint, written where those of the run will be and removed.
+
+    Raises InputError where it cannot be written, as the run would at its first one.
+    """
+    near = next(folder for folder in (beside.absolute(), *beside.absolute().parents) if folder.is_dir())
+    try:
+        with tempfile.TemporaryDirectory(dir=near, prefix=".plan-") as place:
+            write = functools.partial(checkpoint.save, Path(place), Position(step=1), policy, optimizer, metric="loss")
+            return timed(write, policy.device)
+    except OSError as error:
+        raise InputError(
+            f"{near} cannot be written: {first_line(error)}; name another place for the run with run=FOLDER"
+        ) from error
 
 
 @dataclass(frozen=True)

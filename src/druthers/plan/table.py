@@ -33,6 +33,9 @@ def table_of(found: dict[str, Any]) -> Table:
         for name, size in memory[stage].items():
             table.add_row(MEMORY[name], f"{size:.2f} GiB")
         table.add_row(f"[bold]{stage}, at the peak[/]", f"[bold]{memory[f'{stage}_peak']:.2f} GiB[/]", end_section=True)
+    if memory["free"] is not None:
+        fits = "" if memory["peak"] < memory["free"] else " [red](it may not fit: lower train.token_budget)[/]"
+        table.add_row("room here for this process", f"{memory['free']:.2f} GiB{fits}", end_section=True)
     for name, value in seconds["parts"].items():
         table.add_row(name, f"{value:,.0f} s")
     table.add_row("[bold]time[/]", f"[bold]{seconds['total']:,.0f} s[/] ({found['hours']:.2f} h)")

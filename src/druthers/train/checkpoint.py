@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch.optim import Optimizer
 
 from druthers.devices import ALONE, World, lost
-from druthers.models import Loaded, first_line, remove_tree, restore_trainable, save_trainable, trainable
-from druthers.records import InputError
+from druthers.models import Loaded, remove_tree, restore_trainable, save_trainable, trainable
+from druthers.records import InputError, first_line
 from druthers.storage import write_json
 from druthers.train import shards
 

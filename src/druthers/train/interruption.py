@@ -24,10 +24,9 @@ class Interrupted(RuntimeError):
 
 
 class Interruption:
-    """While entered, the first signal is remembered in `asked`; the second one acts as it would have without us."""
+    """While entered, the first signal is remembered in `signal` (0 before it); a second one acts as if we were not."""
 
     def __init__(self) -> None:
-        self.asked = False
         self.signal = 0
         self._before: dict[int, Any] = {}
 
@@ -42,7 +41,7 @@ class Interruption:
         self._restore()
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.asked, self.signal = True, number
+        self.signal = number
         self._restore()
         with contextlib.suppress(OSError, ValueError):
             os.write(sys.stderr.fileno(), HEARD)  # print could meet itself half-way: this may run inside another print

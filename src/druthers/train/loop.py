@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ from druthers.config import Settings, TrainSettings
 from druthers.crew import Crew, crew_of
 from druthers.devices import ALONE, World
 from druthers.losses import LOSSES, Loss, PairTerms
-from druthers.memory import Choice, choose, free_bytes, largest
+from druthers.memory import Choice, choose, fitting, free_bytes, largest, peak_gib
 from druthers.models import Loaded, computing, trainable
 from druthers.recompute import recomputing
 from druthers.records import InputError
@@ -108,22 +107,25 @@ def choose_recompute(crew: Crew, optimizer: Optimizer, pairs: Sequence[Tokenized
 
 
 def choose_recompute_of_ranks(policy: Loaded, pairs: Sequence[TokenizedPair], t: TrainSettings, world: World) -> Choice:
-    """The same for several ranks, before the weights are split: the rank with the least free memory decides for all.
+    """The same for several ranks, before the weights are split: the rank with the least free memory decides for all."""
+    states = state_bytes(trainable(policy).values(), t.optimizer) // world.size
+    tokens, scored = largest(pairs, token_budget=t.token_budget, crew=1, rung=policy.layout.rung)
+    free = free_bytes(policy.device, sharing=world.here)
+    least = -world.most(-math.inf if free is None else -free)
+    known = int(least) if math.isfinite(least) else None
+    return choose(t.recompute, Crew(policy, [policy]), states=states, tokens=tokens, scored=scored, free=known)
 
-    Raises InputError for an optimizer that cannot be split.
-    """
+
+def check_ranks(policy: Loaded, t: TrainSettings, world: World) -> None:
+    """Refuse what cannot be split over ranks, before anything is scored."""
+    if world.size == 1:
+        return
     if t.optimizer != "adamw":
         raise InputError(
             f"train.optimizer = {t.optimizer!r} keeps its states in blocks of whole weights, which {world.size} "
             "processes split; use train.optimizer=adamw, or one process"
         )
-    states = state_bytes(trainable(policy).values(), t.optimizer) // world.size
-    tokens, scored = largest(pairs, token_budget=t.token_budget, crew=1, rung=policy.layout.rung)
-    free = free_bytes(policy.device)
-    least = -world.most(-math.inf if free is None else -free)
-    alone = Crew(policy, [policy])
-    known = int(least) if math.isfinite(least) else None
-    return choose(t.recompute, alone, states=states, tokens=tokens, scored=scored, free=known)
+    devices.check_float32(policy)
 
 
 def run_pairs(
@@ -319,6 +321,7 @@ def train(
     pairs the loss cannot honour, a broken reference, a loss that is not finite, or a full disk.
     """
     t = settings.train
+    check_ranks(policy, t, world)
     loss, schedule = make_loss(settings, pairs, heldout), make_schedule(len(pairs), t)
     order = Order(pairs, kind=t.order, pairs_per_step=t.pairs_per_step, seed=settings.seed)
     used = used_pairs(pairs, schedule, order)
@@ -337,10 +340,10 @@ def train(
     if world.first(lambda: position.step < schedule.total or run.has(OUTCOME_LOG)):
         choice = apart or choose_recompute(course.crew, optimizer, used, t)
         say(f"recompute: {choice.text}")
-        with recomputing(course.crew.members, choice.kind):
+        with recomputing(course.crew.members, choice.kind), fitting(choice, policy.device):
             position = finish(course, schedule, position, optimizer)
         world.first(lambda: write_outcomes(run))
-    peak = world.most(peak_memory_gib())
+    peak = world.most(peak_gib(policy.device))
     return world.first(lambda: summary(run, position, schedule, used=len(used), kind=chosen.kind, peak=peak))
 
 
@@ -379,11 +382,7 @@ def advance(course: Course, schedule: Schedule, position: Position, optimizer: O
     check_finite(scored, norm=norm, step=step)
     if position.step == 0:
         check_step_0(scored, compute=course.policy.compute)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    course.crew.follow()
-    optimizer.zero_grad(set_to_none=True)
+    move(course.crew, optimizer, rate=rate)
     if step % RELEASE_EVERY == 0:
         release()
     row = {"step": step, "split": "train", "epoch": course.epoch(step), "learning_rate": rate, "grad_norm": norm}
@@ -391,6 +390,15 @@ def advance(course: Course, schedule: Schedule, position: Position, optimizer: O
     logs.write(row, scored, step=step, split="train")
     course.note(row)
     return replace(position, step=step)
+
+
+def move(crew: Crew, optimizer: Optimizer, *, rate: float) -> None:
+    """The weights by the gradients they have, which are then gone, and the working copies after them."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    crew.follow()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def look(course: Course, position: Position, logs: Log) -> Position:
@@ -425,10 +433,3 @@ def summary(run: Run, position: Position, schedule: Schedule, *, used: int, kind
         "peak_memory_gib": round(peak, 3),
         "first_loss": lines[0]["loss"],
     }
-
-
-def peak_memory_gib() -> float:
-    """The most memory this process has held, in GiB (on CUDA, the most the allocator has)."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

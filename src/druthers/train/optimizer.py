@@ -103,7 +103,7 @@ def to_bfloat16(value: Tensor, noise: Tensor) -> Tensor:
 class AdamW8bit(torch.optim.Optimizer):
     """AdamW whose states take two bytes a weight; bfloat16 weights are rounded at random, float32 ones not at all.
 
-    All randomness is a function of `seed`, the number of the step and the place of the tensor, so a run that continues
+    All randomness is a function of `seed`, the number of the tensor's steps and its place, so a run that continues
     from `state_dict` takes the very steps of one that was never stopped.
     """
 
@@ -116,7 +116,7 @@ class AdamW8bit(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "steps": 0}
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0}
         super().__init__(params, defaults)
         self.seed = seed
 
@@ -125,7 +125,6 @@ class AdamW8bit(torch.optim.Optimizer):
         """Move every weight that has a gradient."""
         place = 0
         for group in self.param_groups:
-            group["steps"] += 1
             for weight in group["params"]:
                 if weight.grad is not None:
                     self.move(weight, group, place=place)
@@ -136,14 +135,16 @@ class AdamW8bit(torch.optim.Optimizer):
         state = self.state[weight]
         if not state:
             state.update(fresh(weight))
+        state["steps"] += 1  # its own: a weight may have no gradient in a step
+        steps = int(state["steps"])
         draw = torch.Generator(weight.device)
-        draw.manual_seed(random.Random(f"{self.seed} {group['steps']} {place}").getrandbits(63))
+        draw.manual_seed(random.Random(f"{self.seed} {steps} {place}").getrandbits(63))
         flat, grad = weight.detach().view(-1), weight.grad.reshape(-1)  # type: ignore[union-attr]
         for piece in pieces(len(flat)):
             noise = torch.empty(piece.stop - piece.start, dtype=torch.int64, device=weight.device)
             noise.random_(generator=draw)
             mean, root = read_states(state, piece)
-            value, mean, root = adamw(flat[piece].float(), grad[piece].float(), mean, root, group)
+            value, mean, root = adamw(flat[piece].float(), grad[piece].float(), mean, root, group, steps)
             flat[piece] = to_bfloat16(value, noise >> 40) if weight.dtype == torch.bfloat16 else value.to(weight.dtype)
             write_states(state, piece, mean, root, noise)
 
@@ -154,28 +155,33 @@ class AdamW8bit(torch.optim.Optimizer):
         own = itertools.chain.from_iterable(group["params"] for group in self.param_groups)
         for key, weight in zip(saved, own, strict=True):
             if key in state_dict["state"]:
-                self.state[weight] = {k: v.to(weight.device).clone() for k, v in state_dict["state"][key].items()}
+                kept = state_dict["state"][key]
+                self.state[weight] = {k: (v if k == "steps" else v.to(weight.device)).clone() for k, v in kept.items()}
 
 
 def adamw(
-    value: Tensor, grad: Tensor, mean: Tensor, root: Tensor, group: dict[str, Any]
+    value: Tensor, grad: Tensor, mean: Tensor, root: Tensor, group: dict[str, Any], steps: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One step in float32 (https://arxiv.org/abs/1711.05101): new value, first moment, root of the second."""
     beta1, beta2 = group["betas"]
     mean = mean.lerp(grad, 1 - beta1)
     root = root.square_().lerp_(grad.square(), 1 - beta2).sqrt_()
-    rate = group["lr"] / (1 - beta1 ** group["steps"])
-    scale = root / math.sqrt(1 - beta2 ** group["steps"]) + group["eps"]
+    rate = group["lr"] / (1 - beta1**steps)
+    scale = root / math.sqrt(1 - beta2**steps) + group["eps"]
     return (value * (1 - group["lr"] * group["weight_decay"])).addcdiv_(mean, scale, value=-rate), mean, root
 
 
 def fresh(weight: Tensor) -> dict[str, Tensor]:
-    """States of zero."""
+    """States of zero, and of no steps."""
+    steps = torch.zeros((), dtype=torch.int64)  # on the CPU, where it is read
     if weight.numel() < SMALL:
-        return {name: weight.new_zeros(weight.numel(), dtype=torch.float32) for name in ("mean", "root")}
+        whole = {name: weight.new_zeros(weight.numel(), dtype=torch.float32) for name in ("mean", "root")}
+        return {"steps": steps, **whole}
     blocks = math.ceil(weight.numel() / BLOCK)
     codes = {name: weight.new_zeros(blocks, BLOCK, dtype=torch.uint8) for name in ("mean", "root")}
-    return codes | {f"{name}_top": weight.new_zeros(blocks, 1, dtype=torch.int16) for name in ("mean", "root")}
+    return {"steps": steps, **codes} | {
+        f"{name}_top": weight.new_zeros(blocks, 1, dtype=torch.int16) for name in ("mean", "root")
+    }
 
 
 def read_states(state: dict[str, Tensor], piece: slice) -> tuple[Tensor, Tensor]:

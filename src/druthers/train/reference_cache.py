@@ -25,8 +25,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from druthers.batching import side
-from druthers.models import first_line
-from druthers.records import InputError
+from druthers.records import InputError, first_line
 from druthers.storage import replacing
 from druthers.tokens import TokenizedPair
 

@@ -25,8 +25,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from druthers.devices import lost, part
-from druthers.models import Loaded, first_line, trainable
-from druthers.records import InputError
+from druthers.models import Loaded, trainable
+from druthers.records import InputError, first_line
 
 INDEX = ".metadata"
 """The file that is written last."""
@@ -100,7 +100,12 @@ def read_whole(weights: Path, state: Path, policy: Loaded, optimizer: Optimizer)
     for i, weight in enumerate(ordered):
         for kind, value in kept.get(i, {}).items():
             split = isinstance(value, Tensor) and value.shape == weight.shape
-            optimizer.state[weight][kind] = part(value, weight) if split else value
+            optimizer.state[weight][kind] = part(value, weight) if split else there(value, weight)
+
+
+def there(value: Any, weight: Tensor) -> Any:
+    """What an optimizer keeps of a weight beside tensors of its shape, on its device, where a fused one wants it."""
+    return value.to(weight.device) if isinstance(value, Tensor) else value
 
 
 def check_names(found: dict[str, tuple[int, ...]], policy: Loaded, place: Path) -> None:
