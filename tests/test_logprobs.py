@@ -320,11 +320,12 @@ def test_sums_of_float32_log_probs_are_float64() -> None:
     assert sums[0, 0] == pytest.approx(sum(tokens[:1000].tolist()), abs=1e-9)
 
 
-def logits_alive(batch: Batch, chunk: int | None = None, *, learn: bool = True) -> int:
-    """The largest number of elements of any tensor with a vocabulary axis in forward and backward."""
+def logits_alive(scorer: Scorer, chunk: int | None, *, learn: bool = True) -> int:
+    """The largest number of elements of any block of logits, in forward and backward."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     largest = 0
+    widths = {16, 32, 64}  # of all else in the tiny model
 
     class Watch(TorchDispatchMode):
         """Looks at the outputs of every operator."""
@@ -332,30 +333,49 @@ def logits_alive(batch: Batch, chunk: int | None = None, *, learn: bool = True) 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             nonlocal largest
             found = func(*args, **(kwargs or {}))
-            if isinstance(found, Tensor) and found.ndim == 2 and found.shape[1] == VOCAB and found.shape[0] != 32:
-                largest = max(largest, found.shape[0])
+            if isinstance(found, Tensor) and found.ndim == 2 and widths.isdisjoint(found.shape):
+                largest = max(largest, found.numel())
             return found
 
-    model = tiny.model(vocab=VOCAB)
     with Watch(), torch.set_grad_enabled(learn):
-        found = pair_logps(scorer_of(model), batch, chunk=chunk).sum()
+        found = pair_logps(scorer, collate(THREE, pad_id=2), chunk=chunk).sum()
         if learn:
             found.backward()  # type: ignore[no-untyped-call]
     return largest
 
 
-@pytest.mark.parametrize("chunk", [1, 4])
-def test_no_more_than_one_chunk_of_logits_is_made(chunk: int) -> None:
-    """Rows of logits are at most the chunk, in forward and backward."""
-    assert logits_alive(collate(THREE, pad_id=2), chunk) == chunk
+@pytest.mark.parametrize("learn", ["learn", "look"])
+@pytest.mark.parametrize(("head", "chunk"), [("linear", 200), ("linear", 2000), ("module", 1500)])
+def test_no_more_than_one_chunk_of_logits_is_made(head: str, chunk: int, learn: str) -> None:
+    """Blocks of logits are as large as the chunk and no larger, in forward and backward."""
+    scorer = scorer_of(tiny.model(vocab=500))
+    if head == "module":
+        wrapped = Wrapped(scorer.head)  # type: ignore[arg-type]
+        wrapped.out_features = 500  # type: ignore[assignment]
+        scorer = replace(scorer, head=wrapped)
+    assert logits_alive(scorer, chunk, learn=learn == "learn") == chunk
 
 
-def test_fewer_rows_of_logits_are_made_where_no_backward_follows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And by default no more than the gradient mode asks for."""
-    assert logprobs.LOOKING < logprobs.CHUNK
-    monkeypatch.setattr(logprobs, "CHUNK", 4)
-    monkeypatch.setattr(logprobs, "LOOKING", 2)
-    assert [logits_alive(collate(THREE, pad_id=2), learn=learn) for learn in (True, False)] == [4, 2]
+def test_logits_alive_do_not_grow_with_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four times the words, the same blocks by default."""
+    monkeypatch.setattr(logprobs, "CHUNK", 600)
+    sizes = [logits_alive(scorer_of(tiny.model(vocab=words)), None) for words in (500, 2000)]
+    assert sizes == [500, 600]
+
+
+def test_words_that_a_model_rules_out_are_no_trouble() -> None:
+    """A bias of minus infinity on whole blocks of words: the others score as if alone."""
+    draw = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 8, generator=draw, dtype=torch.float64).requires_grad_() for n in (5, 40))
+    bias = torch.full((40,), -torch.inf, dtype=torch.float64)
+    bias[7:19] = 0.0
+    target = torch.tensor([7, 18, 9, 9, 12])
+    scorer = Scorer(nn.Identity(), nn.Identity())
+    found = LinearLogps.apply(hidden, weight, bias, target, scorer, 20)
+    right = (hidden @ weight[7:19].t()).log_softmax(-1).gather(1, target[:, None] - 7)[:, 0]
+    assert torch.allclose(found, right, rtol=0, atol=1e-12)
+    for own, other in zip(*(torch.autograd.grad(x.sum(), (hidden, weight)) for x in (found, right)), strict=True):
+        assert torch.allclose(own, other, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("head", ["linear", "module"])

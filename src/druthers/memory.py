@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from druthers.batching import Rung, collate
 from druthers.blocks import facts_of
 from druthers.crew import Crew
-from druthers.logprobs import CHUNK
+from druthers.logprobs import alive
 from druthers.models import Loaded, computing, trainable
 from druthers.recompute import KINDS, Kind, layers_of, recomputing
 from druthers.records import InputError, first_line
@@ -300,15 +300,19 @@ def standing(crew: Crew, *, states: int) -> Standing:
 def head_bytes(scorer: Any, scored: int, compute: torch.dtype) -> tuple[int, int, int]:
     """Bytes of the response-only head for N scored tokens: in its forward, in its backward, and what that leaves.
 
-    The forward has a chunk of logits in the compute type and three float32 tensors of its size (the logits, and two on
-    the way to their log-sum); the backward the logits twice and, where the head learns, its gradient and one chunk's.
+    A block of logits stands in the compute type and in float32, beside the weights of its words in the compute type;
+    the backward has the gradients of the hidden states and, where the head learns, of its weights whole, in float32.
     """
-    rows, width = scorer.head.weight.shape if type(scorer.head) is nn.Linear else (0, 0)
-    size = compute.itemsize
-    chunk = min(scored, CHUNK) * rows
-    learns = rows * width if rows and scorer.head.weight.requires_grad else 0
-    cast = rows * width * size if rows and scorer.head.weight.dtype != compute else 0
-    return chunk * (size + 12) + cast, chunk * (size + 4) + learns * (4 + size) + cast, learns * 4
+    if type(scorer.head) is not nn.Linear:
+        return 0, 0, 0
+    weight, size = scorer.head.weight, compute.itemsize
+    words, width = weight.shape
+    block = min(scored * words, alive(scorer.head, weight.device))
+    part = min(words, block // max(1, scored)) * width * size
+    cast = part if weight.dtype != compute else 0
+    learns = words * width * 4 if weight.requires_grad else 0
+    forward = block * (size + 4) + cast
+    return forward, forward + learns + (part if learns else 0) + scored * width * 4, learns
 
 
 def micro_batch_bytes(member: Loaded, found: Footprint, *, tokens: int, scored: int) -> int:

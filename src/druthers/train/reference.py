@@ -22,7 +22,6 @@ from torch import Tensor
 from druthers import __version__, devices
 from druthers.batching import Batch, side
 from druthers.devices import ALONE, World
-from druthers.logprobs import rows_at_once
 from druthers.models import WIDER, Floats, Loaded, adapter_off, computing, forward_config, score_tokens, second_copy
 from druthers.records import InputError
 from druthers.run import flat
@@ -253,9 +252,8 @@ def live(reference: Loaded) -> Reference:
     """Scores from a model in memory, on the very batch the policy sees."""
 
     def score(batch: Batch, some: Sequence[TokenizedPair], policy: Loaded) -> Tensor:
-        chunk = rows_at_once()  # as for the policy, so that equal weights give equal bits
         with torch.no_grad(), computing(reference):
-            return reference.logps(batch, chunk=chunk).double()
+            return reference.logps(batch).double()
 
     return score
 
