@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from druthers.records import InputError
 
@@ -125,6 +125,11 @@ class TrainSettings(Section):
         description="activations made again in the backward to save memory: 'selective' all but matrix products, "
         "'layers' whole layers; 'auto' is the least of it that fits the free memory",
     )
+    compile: Literal["none", "layers"] = Field(
+        "none",
+        description="'layers': decoder layers as compiled code; less memory and, where matrix products are fast, less "
+        "time a step, for some time at the start of the run",
+    )
     optimizer: Literal["adamw", "adamw-8bit"] = Field(
         "adamw",
         description="'adamw-8bit' holds weights in bfloat16, rounded at random, and optimizer states in 8 bits: "
@@ -141,11 +146,22 @@ class TrainSettings(Section):
         "loss", description="held-out metric that picks the kept checkpoint"
     )
 
-    @field_validator("recompute", mode="before")
+    @field_validator("recompute", "compile", mode="before")
     @classmethod
     def _none_is_a_name_here(cls, value: object) -> object:
         """On the command line `none` unsets a setting; here it is one of the names."""
         return "none" if value is None else value
+
+    @field_validator("compile")
+    @classmethod
+    def _compiled_layers_are_whole(cls, value: str, info: ValidationInfo) -> str:
+        """Of compiled layers the products cannot be told from the rest."""
+        if value == "layers" and info.data.get("recompute") == "selective":
+            raise ValueError(
+                "train.recompute = 'selective' keeps matrix products, which compiled layers do not show; "
+                "use train.recompute=layers, or train.compile=none"
+            )
+        return value
 
 
 class EvaluateSettings(Section):

@@ -332,8 +332,17 @@ class Choice:
     needs: dict[Kind, int]
 
 
-def choose(wanted: str, crew: Crew, *, states: int, tokens: int, scored: int, free: int | None) -> Choice:
-    """The least recomputing whose need fits `free` bytes, or the kind that was asked for.
+def choose(
+    wanted: str,
+    crew: Crew,
+    *,
+    states: int,
+    tokens: int,
+    scored: int,
+    free: int | None,
+    kinds: Sequence[Kind] = KINDS,
+) -> Choice:
+    """The least recomputing of `kinds` whose need fits `free` bytes, or the kind that was asked for.
 
     `states` are bytes the optimizer is still to take, `tokens` and `scored` those of the largest micro-batch; every
     member may have one at once.
@@ -343,7 +352,7 @@ def choose(wanted: str, crew: Crew, *, states: int, tokens: int, scored: int, fr
     member, rest = crew.members[-1], standing(crew, states=states)
     if free is None:
         return Choice("none", "none (this system does not say how much memory is free)", {})
-    kinds = KINDS if layers_of(member.model) else KINDS[:1]
+    kinds = kinds if layers_of(member.model) else KINDS[:1]
     needs: dict[Kind, int] = {}
     for kind in kinds:
         each = micro_batch_bytes(member, footprint(member, kind), tokens=tokens, scored=scored)

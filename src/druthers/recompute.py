@@ -7,8 +7,7 @@ The backward runs the very kernels of the forward on the very inputs, so loss an
 from __future__ import annotations
 
 import functools
-import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -41,12 +40,12 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
     return found
 
 
-def check_layers(loaded: Loaded) -> None:
+def check_layers(loaded: Loaded, *, remedy: str = "train.recompute=none") -> None:
     """Raises InputError for a model whose layers are not marked."""
     if not layers_of(loaded.model):
         raise InputError(
             f"model {loaded.name!r} ({loaded.causal.config.model_type}) does not mark its layers, so none of them can "
-            "be made again in the backward; use train.recompute=none"
+            f"be {'compiled' if 'compile' in remedy else 'made again in the backward'}; use {remedy}"
         )
 
 
@@ -60,9 +59,11 @@ def policy_of(context: Any, operation: Any, *args: Any, **kwargs: Any) -> Checkp
 SELECTIVE = functools.partial(create_selective_checkpoint_contexts, policy_of)
 
 
-def again(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """The layer's own forward, kept or made again."""
-    own = functools.partial(type(layer).forward, layer)
+Forward = Callable[..., Any]
+
+
+def again(own: Forward, *args: Any, **kwargs: Any) -> Any:
+    """A layer's forward, kept or made again."""
     if not torch.is_grad_enabled():
         return own(*args, **kwargs)
     # Nothing draws in a forward, so the state of the generators needs no keeping.
@@ -70,9 +71,8 @@ def again(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return checkpoint(own, *args, **how, **kwargs)
 
 
-def again_selectively(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def again_selectively(own: Forward, *args: Any, **kwargs: Any) -> Any:
     """The same with matrix products kept."""
-    own = functools.partial(type(layer).forward, layer)
     if not torch.is_grad_enabled():
         return own(*args, **kwargs)
     how: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False, "context_fn": SELECTIVE}
@@ -85,14 +85,21 @@ def recomputing(members: Sequence[Loaded], kind: Kind) -> Iterator[None]:
 
     Raises InputError where a model has no layers that could be.
     """
-    how = {"none": None, "layers": again, "selective": again_selectively}[kind]
-    for member in members if how else ():
+    if kind == "none":
+        yield
+        return
+    how = {"layers": again, "selective": again_selectively}[kind]
+    for member in members:
         check_layers(member)
-    layers = [layer for member in members for layer in layers_of(member.model)] if how else []
+    layers = [layer for member in members for layer in layers_of(member.model)]
+    before = [vars(layer).get("forward") for layer in layers]
     try:
         for layer in layers:
-            layer.forward = types.MethodType(how, layer)  # type: ignore[arg-type]
+            layer.forward = functools.partial(how, layer.forward)
         yield
     finally:
-        for layer in layers:
-            del layer.forward
+        for layer, own in zip(layers, before, strict=True):
+            if own is None:
+                del layer.forward
+            else:
+                layer.forward = own

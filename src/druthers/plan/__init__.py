@@ -20,6 +20,7 @@ import numpy as np
 from druthers import batching, models
 from druthers.allocation import release
 from druthers.batching import Order, layout_of
+from druthers.compiled import compiling, prove
 from druthers.config import Settings
 from druthers.crew import Crew, crew_of
 from druthers.evaluate import identity_of, samplings
@@ -176,7 +177,13 @@ def train_a_little(
     choice = choose_recompute(crew, optimizer, used_of(work, schedule, settings), t)
     screen.say(f"recompute: {choice.text}")
     taken: list[tuple[float, int]] = []
-    with recomputing(crew.members, choice.kind), fitting(choice, policy.device):
+    with (
+        compiling(crew.members, wanted=t.compile != "none"),
+        recomputing(crew.members, choice.kind),
+        fitting(choice, policy.device),
+    ):
+        if t.compile != "none":
+            screen.say(f"compile: {prove(crew, work.pairs)}")
         for at in map(steps.at, TAKEN):
             one = functools.partial(clock.step, steps.pairs[at], crew, optimizer, scores, loss, settings=settings)
             taken.append((clock.timed(one, policy.device), steps.tokens[at]))

@@ -21,13 +21,14 @@ from druthers import devices
 from druthers.allocation import release
 from druthers.batching import Batch, Order, collate, plan, step_count
 from druthers.blocks import Facts, Picked, facts_of
+from druthers.compiled import compiling, prove
 from druthers.config import Settings, TrainSettings
 from druthers.crew import Crew, crew_of
 from druthers.devices import ALONE, World
 from druthers.losses import LOSSES, Loss, PairTerms
 from druthers.memory import Choice, choose, fitting, free_bytes, largest, peak_gib
 from druthers.models import Loaded, computing, trainable
-from druthers.recompute import recomputing
+from druthers.recompute import KINDS, Kind, recomputing
 from druthers.records import InputError
 from druthers.run import Run
 from druthers.threads import side_by_side
@@ -103,7 +104,7 @@ def choose_recompute(crew: Crew, optimizer: Optimizer, pairs: Sequence[Tokenized
     states = 0 if optimizer.state else state_bytes(trainable(policy).values(), t.optimizer)
     tokens, scored = largest(pairs, token_budget=t.token_budget, crew=len(crew.members), rung=policy.layout.rung)
     free = free_bytes(policy.device)
-    return choose(t.recompute, crew, states=states, tokens=tokens, scored=scored, free=free)
+    return choose(t.recompute, crew, states=states, tokens=tokens, scored=scored, free=free, kinds=kinds_of(t))
 
 
 def choose_recompute_of_ranks(policy: Loaded, pairs: Sequence[TokenizedPair], t: TrainSettings, world: World) -> Choice:
@@ -113,7 +114,13 @@ def choose_recompute_of_ranks(policy: Loaded, pairs: Sequence[TokenizedPair], t:
     free = free_bytes(policy.device, sharing=world.here)
     least = -world.most(-math.inf if free is None else -free)
     known = int(least) if math.isfinite(least) else None
-    return choose(t.recompute, Crew(policy, [policy]), states=states, tokens=tokens, scored=scored, free=known)
+    crew = Crew(policy, [policy])
+    return choose(t.recompute, crew, states=states, tokens=tokens, scored=scored, free=known, kinds=kinds_of(t))
+
+
+def kinds_of(t: TrainSettings) -> tuple[Kind, ...]:
+    """What 'auto' may recompute: of compiled layers the products cannot be told from the rest."""
+    return tuple(kind for kind in KINDS if kind != "selective" or t.compile == "none")
 
 
 def check_ranks(policy: Loaded, t: TrainSettings, world: World) -> None:
@@ -340,7 +347,14 @@ def train(
     if world.first(lambda: position.step < schedule.total or run.has(OUTCOME_LOG)):
         choice = apart or choose_recompute(course.crew, optimizer, used, t)
         say(f"recompute: {choice.text}")
-        with recomputing(course.crew.members, choice.kind), fitting(choice, policy.device):
+        members = course.crew.members
+        with (
+            compiling(members, wanted=t.compile != "none"),
+            recomputing(members, choice.kind),
+            fitting(choice, policy.device),
+        ):
+            if t.compile != "none":
+                say(f"compile: {prove(course.crew, used)}")
             position = finish(course, schedule, position, optimizer)
         world.first(lambda: write_outcomes(run))
     peak = world.most(peak_gib(policy.device))
