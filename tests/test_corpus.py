@@ -150,12 +150,26 @@ def test_the_first_fault_is_named_as_when_pairs_are_read_in_turn(
     assert list(folder.iterdir()) == []
 
 
-def test_an_empty_file_and_none_are_refused_as_ever(tmp_path: Path) -> None:
-    """In the words of `storage`."""
-    (tmp_path / "a.jsonl").write_text("")
-    for name, why in (("a", "is empty"), ("b", "no such file")):
-        with pytest.raises(InputError, match=why):
-            corpus.tokenized(tmp_path / f"{name}.jsonl", tiny.tokenizer(), **LIMITS)
+@pytest.mark.parametrize("text", ["", "\n", "  \n\n \t\n", "\ufeff\n", None])
+def test_a_file_without_a_row_and_none_are_refused_as_ever(tmp_path: Path, folder: Path, text: str | None) -> None:
+    """In the words of `storage`, and nothing is kept."""
+    path = tmp_path / "a.jsonl"
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError) as one:
+        serial(path, tiny.tokenizer())
+    with pytest.raises(InputError) as many:
+        corpus.tokenized(path, tiny.tokenizer(), **LIMITS)
+    assert str(many.value) == str(one.value)
+    assert list(folder.glob("*")) == []
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_last_line_needs_no_newline(tmp_path: Path, count: int) -> None:
+    """Also where it is the only one."""
+    path = written(tmp_path / "a.jsonl", tiny.pairs(count))
+    path.write_bytes(path.read_bytes().removesuffix(b"\n"))
+    assert list(corpus.tokenized(path, tiny.tokenizer(), **LIMITS)) == serial(path, tiny.tokenizer())
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(

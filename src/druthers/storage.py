@@ -37,6 +37,7 @@ from druthers.records import InputError, Record
 R = TypeVar("R", bound=Record)
 KINDS = (".jsonl", ".ndjson", ".json", ".parquet")
 PACKINGS = (".gz", ".zst")
+BOM = b"\xef\xbb\xbf"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DAMAGE = (EOFError, OSError, zlib.error, http.client.HTTPException)
 TIMEOUT_SECONDS = 60.0
@@ -126,14 +127,15 @@ class Lines:
 
 
 def runs_of_lines(path: str | Path, *, size: int) -> Generator[Lines]:
-    """A local, unpacked JSONL file in runs of whole lines of about `size` bytes; InputError for an empty one."""
-    name, number = str(path), 1
+    """A local, unpacked JSONL file in runs of whole lines of about `size` bytes; InputError where all are blank."""
+    name, number, blank = str(path), 1, True
     with _reading(name), open(name, "rb") as file:
         while data := file.read(size):
             data += file.readline()
+            blank = blank and not data.removeprefix(BOM).strip()
             yield Lines(name, number, data)
             number += data.count(b"\n")
-    if number == 1:
+    if blank:
         raise InputError(f"{name}: is empty; give at least one row")
 
 
@@ -280,7 +282,7 @@ def _json_lines(name: str, stream: BinaryIO, *, first: int = 1) -> Iterator[Line
     try:
         for number, data in enumerate(stream, first):
             if number == 1:
-                data = data.removeprefix(b"\xef\xbb\xbf")
+                data = data.removeprefix(BOM)
             if data.strip():
                 yield _json_line(f"{name}:{number}", data)
     except DAMAGE as error:
@@ -344,7 +346,7 @@ def _no_constant(name: str) -> object:
 def _array_text(name: str, stream: BinaryIO) -> bytes | None:
     """The whole text when a .json file is one array; None when it holds JSON lines (the stream is then untouched)."""
     try:
-        peeked = cast(io.BufferedReader, stream).peek(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+        peeked = cast(io.BufferedReader, stream).peek(4096).removeprefix(BOM).lstrip()
         return stream.read() if peeked.startswith(b"[") else None
     except DAMAGE as error:
         raise InputError(f"{name}: {_damage(error)}") from None
