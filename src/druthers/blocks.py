@@ -188,7 +188,8 @@ class BlockTokenizer:
         self.end = tokenizer.eos_token_id
         self.writer = Writer(self.lazy)
         self.encoder = Encoder(self.lazy)
-        self.dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.int32)
+        highest = max(tokenizer.get_vocab().values())  # not its length: added tokens may leave holes
+        self.dtype = np.dtype(np.uint16 if highest < 1 << 16 else np.int32)
 
     def tokenize(self, pairs: Sequence[Pair]) -> Block:
         """All pairs; raises InputError for the first that `tokens.tokenize` refuses, with its words."""

@@ -27,7 +27,7 @@ class Tokenizer(Protocol):
 
     @property
     def backend_tokenizer(self) -> Any: ...
-    def __len__(self) -> int: ...
+    def get_vocab(self) -> dict[str, int]: ...
     def save_pretrained(self, save_directory: str) -> object: ...
     def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]: ...
     def apply_chat_template(
@@ -95,7 +95,7 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer, *, tools: list[dic
     conversation = [message.template_form() for message in messages]
     try:
         text = tokenizer.apply_chat_template(conversation, tools=tools, tokenize=False, add_generation_prompt=ask)
-    except TemplateError as error:
+    except (TemplateError, TypeError, ValueError, LookupError) as error:  # the program's own refusal, or its failure
         raise InputError(
             f"the chat template cannot write this conversation ({error}); change the row or the template"
         ) from error
