@@ -235,6 +235,46 @@ def test_the_first_pair_that_is_refused_is_the_one_that_is_named() -> None:
     assert len(many.tokenize([])) == 0
 
 
+LONG, FORBIDDEN = "so " * 40, "<|im_end|>"
+
+
+def test_a_refused_pair_is_tokenized_once_and_has_the_reason_of_its_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was found when the pairs were sorted is not asked again; of several faults the first counts."""
+    tokenizer = tiny.tokenizer()
+    many = BlockTokenizer(tokenizer, max_prompt=60, max_response=4)
+    good = Pair(prompt=user("Hi"), chosen=assistant("yes"), rejected=assistant("no"))
+    many.tokenize([good])
+    reasons = {
+        "prompt_too_long": Pair(prompt=user(LONG), chosen=assistant(FORBIDDEN), rejected=assistant("no")),
+        "same_response": Pair(prompt=user("Hi"), chosen=assistant("abcdef"), rejected=assistant("abcxyz")),
+        "control_tokens": Pair(prompt=user(LONG + FORBIDDEN), chosen=assistant("yes"), rejected=assistant("no")),
+    }
+    pairs = [good, *reasons.values(), good]
+    wanted = one_by_one(pairs, tokenizer, (60, 4))
+    asked: list[int] = []
+    encode = many.encoder.encode
+    monkeypatch.setattr(many.encoder, "encode", lambda texts: asked.append(len(texts)) or encode(texts))
+    for name in ("encode", "apply_chat_template"):
+        monkeypatch.setattr(tokenizer, name, None)
+    _, refused = many.sort(pairs)
+    assert [refused[i].reason for i in sorted(refused)] == [*reasons]
+    assert len(asked) == 1
+    assert at_once(pairs, many) == wanted
+    assert pickle.loads(pickle.dumps(refused[3])).reason == "control_tokens"
+
+
+def test_a_turn_without_an_end_token_is_refused_as_ever() -> None:
+    """Before a later turn that has no fixed place."""
+    for template in (NO_END, REWRITES.replace("<|im_end|>", "")):
+        tokenizer = tiny.tokenizer(template)
+        tokenizer.eos_token = None
+        pair = Pair(prompt=user("Hi"), chosen=tool_exchange(), rejected=assistant("no"))
+        many = BlockTokenizer(tokenizer, max_prompt=60, max_response=400)
+        (said,) = at_once([pair], many)
+        assert "end-of-turn token" in str(said)
+        assert [said] == one_by_one([pair], tokenizer, (60, 400))
+
+
 def test_pairs_are_read_from_their_blocks_like_a_list() -> None:
     """Items, slices, negative places, facts, and some of several sequences."""
     many, tokenizer = block_tokenizer("chatml", None, (4000, 4000))
