@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,6 +155,13 @@ class Picked(Sequence[TokenizedPair]):
         part, i = within(self.starts, self.places[place])
         return self.parts[part][i]
 
+    @cached_property
+    def facts(self) -> Facts:
+        """Lengths and grades of these pairs, from those of the parts."""
+        columns = zip(*map(columns_of, map(facts_of, self.parts)), strict=True)
+        places = np.array(self.places, dtype=np.int64)
+        return Facts(*(np.concatenate(column)[places] for column in columns)) if self.parts else facts_of([])
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:
@@ -166,13 +173,18 @@ class Facts:
     weight_B: NDArray[np.float64]
 
 
+def columns_of(facts: Facts) -> tuple[NDArray[Any], ...]:
+    """The arrays of some facts."""
+    return facts.lengths_B3, facts.p_B, facts.margin_B, facts.weight_B
+
+
 def facts_of(pairs: Sequence[TokenizedPair]) -> Facts:
-    """The facts of any pairs; those of `TokenizedPairs` are at hand."""
-    if isinstance(pairs, TokenizedPairs):
+    """The facts of any pairs; those that are read from blocks are not made for it, others are looked at once."""
+    if isinstance(pairs, TokenizedPairs | Picked):
         return pairs.facts
-    lengths = [(len(pair.prompt), len(pair.chosen), len(pair.rejected)) for pair in pairs]
-    grades = np.array([(pair.p, pair.margin, pair.weight) for pair in pairs], dtype=np.float64).reshape(-1, 3)
-    return Facts(np.array(lengths, dtype=np.int64).reshape(-1, 3), *grades.T)
+    rows = [(len(p.prompt), len(p.chosen), len(p.rejected), p.p, p.margin, p.weight) for p in pairs]
+    table = np.array(rows, dtype=np.float64).reshape(-1, 6)
+    return Facts(table[:, :3].astype(np.int64), *table[:, 3:].T)
 
 
 @dataclass
