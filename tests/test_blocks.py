@@ -15,7 +15,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers import models as kinds
 from transformers import PreTrainedTokenizerFast
 
-from druthers.blocks import BlockTokenizer, Picked, TokenizedPairs, facts_of
+from druthers.blocks import Block, BlockTokenizer, Picked, TokenizedPairs, facts_of
+from druthers.pieces import RULES, rules_of
 from druthers.records import InputError, Message, Pair, assistant, user
 from druthers.tokens import TokenizedPair, tokenize
 from tests import tiny
@@ -57,17 +58,38 @@ CL100K = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
     r"\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+LETTERS = r"[^\r\n\p{L}\p{N}]?"
+UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+SHORT, SPACES = "(?i:'s|'t|'re|'ve|'m|'ll|'d)", r"\s*[\r\n]+|\s+(?!\S)|\s+"
+SPLITS = {
+    "cl100k": CL100K,
+    "cl100k folded": (
+        rf"'(?i:[sdmt]|ll|ve|re)|{LETTERS}\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|"
+        r"\s*[\r\n]|\s+(?!\S)|\s+"
+    ),
+    "gpt2 in full": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "marks": rf"{SHORT}|{LETTERS}[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{SPACES}",
+    "camel": (rf"{LETTERS}{UPPER}*{LOWER}+|{LETTERS}{UPPER}+{LOWER}*|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{SPACES}"),
+    "o200k": (
+        rf"{LETTERS}{UPPER}*{LOWER}+{SHORT}?|{LETTERS}{UPPER}+{LOWER}*{SHORT}?|\p{{N}}{{1,3}}|"
+        rf" ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{SPACES}"
+    ),
+}
+"""Regular expressions that cut, by the tokenizers that use them; every rule that is understood stands in one."""
 BY_BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
 CUTTERS = {
     "gpt2": GPT2,
     "digits": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), GPT2]),
-    "cl100k": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(CL100K), "isolated"), BY_BYTES]),
+    **{
+        name: pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(rules), "isolated"), BY_BYTES])
+        for name, rules in SPLITS.items()
+    },
     "bytes": BY_BYTES,
     "across spaces": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(r"\w+ \w+|\s+"), "isolated"), BY_BYTES]),
     "prefix": pre_tokenizers.ByteLevel(add_prefix_space=True),
 }
-IN_PIECES = {"gpt2", "digits", "cl100k"}
+IN_PIECES = {"gpt2", "digits", *SPLITS}
 TEXT = (
     "the cat isn't on the mat.  It sat\n\n12345 times: don't ask 'why', ask where he's been, naïve café! the the a b c"
 )
@@ -180,6 +202,12 @@ def test_texts_are_cut_in_pieces_only_where_the_rules_are_known(cutter: str) -> 
     assert many.encoder.way == ("pieces" if cutter in IN_PIECES else "whole")
 
 
+def test_every_rule_that_is_understood_stands_in_a_cutter_of_these_tests() -> None:
+    """None is trusted that no tokenizer here was tried with."""
+    steps = [{"type": "Split", "pattern": {"Regex": rules}} for rules in SPLITS.values()]
+    assert {rule for step in steps for rule in rules_of(step)} == RULES
+
+
 @pytest.mark.parametrize(("more", "way"), [({"composed": True}, "pieces"), ({"greedy": True}, "whole")])
 def test_composed_texts_are_cut_and_greedy_added_tokens_are_not(more: dict[str, bool], way: str) -> None:
     """A token that takes the white space behind it reaches into the next piece."""
@@ -235,6 +263,46 @@ def test_the_first_pair_that_is_refused_is_the_one_that_is_named() -> None:
     assert len(many.tokenize([])) == 0
 
 
+LONG, FORBIDDEN = "so " * 40, "<|im_end|>"
+
+
+def test_a_refused_pair_is_tokenized_once_and_has_the_reason_of_its_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was found when the pairs were sorted is not asked again; of several faults the first counts."""
+    tokenizer = tiny.tokenizer()
+    many = BlockTokenizer(tokenizer, max_prompt=60, max_response=4)
+    good = Pair(prompt=user("Hi"), chosen=assistant("yes"), rejected=assistant("no"))
+    many.tokenize([good])
+    reasons = {
+        "prompt_too_long": Pair(prompt=user(LONG), chosen=assistant(FORBIDDEN), rejected=assistant("no")),
+        "same_response": Pair(prompt=user("Hi"), chosen=assistant("abcdef"), rejected=assistant("abcxyz")),
+        "control_tokens": Pair(prompt=user(LONG + FORBIDDEN), chosen=assistant("yes"), rejected=assistant("no")),
+    }
+    pairs = [good, *reasons.values(), good]
+    wanted = one_by_one(pairs, tokenizer, (60, 4))
+    asked: list[int] = []
+    encode = many.encoder.encode
+    monkeypatch.setattr(many.encoder, "encode", lambda texts: asked.append(len(texts)) or encode(texts))
+    for name in ("encode", "apply_chat_template"):
+        monkeypatch.setattr(tokenizer, name, None)
+    _, refused = many.sort(pairs)
+    assert [refused[i].reason for i in sorted(refused)] == [*reasons]
+    assert len(asked) == 1
+    assert at_once(pairs, many) == wanted
+    assert pickle.loads(pickle.dumps(refused[3])).reason == "control_tokens"
+
+
+def test_a_turn_without_an_end_token_is_refused_as_ever() -> None:
+    """Before a later turn that has no fixed place."""
+    for template in (NO_END, REWRITES.replace("<|im_end|>", "")):
+        tokenizer = tiny.tokenizer(template)
+        tokenizer.eos_token = None
+        pair = Pair(prompt=user("Hi"), chosen=tool_exchange(), rejected=assistant("no"))
+        many = BlockTokenizer(tokenizer, max_prompt=60, max_response=400)
+        (said,) = at_once([pair], many)
+        assert "end-of-turn token" in str(said)
+        assert [said] == one_by_one([pair], tokenizer, (60, 400))
+
+
 def test_pairs_are_read_from_their_blocks_like_a_list() -> None:
     """Items, slices, negative places, facts, and some of several sequences."""
     many, tokenizer = block_tokenizer("chatml", None, (4000, 4000))
@@ -247,9 +315,24 @@ def test_pairs_are_read_from_their_blocks_like_a_list() -> None:
     for one, two in zip(*(vars_of(facts_of(some)) for some in (lazy, plain)), strict=True):
         assert np.array_equal(one, two)
     both = Picked([lazy, plain])
+    some = Picked([lazy, plain], [12, 3, 0, 8, 3])
+    for picked in (both, some, Picked([]), Picked([lazy], [])):
+        for one, two in zip(*(vars_of(facts_of(these)) for these in (picked, list(picked))), strict=True):
+            assert (one.tolist(), one.dtype, one.shape) == (two.tolist(), two.dtype, two.shape)
     assert (len(both), list(both), both[7:11]) == (18, plain * 2, (plain * 2)[7:11])
     assert list(Picked([lazy], [3, 0, 8])) == [plain[3], plain[0], plain[8]]
     assert len(facts_of([]).p_B) == len(TokenizedPairs([]).facts.p_B) == 0
+
+
+def test_facts_of_pairs_in_blocks_make_no_pair_and_others_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pair out of a block is made anew whenever it is asked for."""
+    many, tokenizer = block_tokenizer("chatml", None, (4000, 4000))
+    plain = [tokenize(pair, tokenizer, max_prompt=4000, max_response=4000) for pair in tiny.pairs(3)]
+    picked = Picked([TokenizedPairs([many.tokenize(tiny.pairs(4))])], [2, 0])
+    monkeypatch.setattr(Block, "pair", None)
+    assert len(facts_of(picked).p_B) == 2
+    looks = iter(plain)
+    assert len(facts_of(looks).p_B) == 3  # type: ignore[arg-type]
 
 
 def vars_of(facts: Any) -> list[Any]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +106,59 @@ def test_a_template_that_writes_the_date_is_tokenized_anew_another_day(
     assert len(list(folder.iterdir())) == 2
 
 
+TOOL_DAYS = {
+    "tools": "{% if tools %}{{ day }}{% endif %}" + tiny.TEMPLATE,
+    "call": "{% for m in messages %}{% if m.tool_calls %}{{ day }}{% endif %}{% endfor %}" + tiny.TEMPLATE,
+    "answer": "{% for m in messages %}{% if m.role == 'tool' %}{{ day }}{% endif %}{% endfor %}" + tiny.TEMPLATE,
+}
+FAILS = (
+    "{% for m in messages %}{% if m.tool_calls %}{{ m.tool_calls[0].function.arguments + '' }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("where", sorted(TOOL_DAYS))
+def test_a_template_that_writes_the_date_only_beside_a_tool_is_another_one_another_day(
+    monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Where tools are given, where one is called, where one answers."""
+    tokenizer = tiny.tokenizer(TOOL_DAYS[where])
+    plain, prints = tokenizer.apply_chat_template, []
+    for day in ("Monday", "Tuesday", "Monday"):
+        monkeypatch.setattr(tokenizer, "apply_chat_template", lambda *a, day=day, **k: plain(*a, **k, day=day))
+        prints.append(corpus.fingerprint(tokenizer))
+    assert prints[0] == prints[2] != prints[1]
+
+
+def test_a_template_that_fails_at_a_tool_has_a_fingerprint(tmp_path: Path) -> None:
+    """Some expect arguments as text; a pair that calls no tool is tokenized."""
+    path = written(tmp_path / "a.jsonl", tiny.pairs(4))
+    tokenizer = tiny.tokenizer(FAILS + tiny.TEMPLATE)
+    assert list(corpus.tokenized(path, tokenizer, **LIMITS)) == serial(path, tokenizer)
+
+
+DAY, QUIET = 86_400.0, 600.0
+
+
+@pytest.mark.parametrize(
+    ("age", "writer", "count"),
+    [(DAY + 9, "alive", 0), (DAY - 9, "alive", 1), (QUIET + 9, "gone", 0), (QUIET - 9, "gone", 1)],
+)
+def test_what_a_killed_run_left_is_swept(tmp_path: Path, folder: Path, age: float, writer: str, count: int) -> None:
+    """What nobody writes to any more; another file, and one that a process writes now, stay."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    folder.mkdir(parents=True)
+    left = folder / f".0123.bin.{os.getpid() if writer == 'alive' else gone.pid}-77.tmp"
+    others = [folder / name for name in ("0123.bin", ".notes.tmp", ".0123.bin.1-2.tmp.bak")]
+    for file in (left, *others):
+        file.write_bytes(b"x")
+        os.utime(file, (time.time() - age,) * 2)
+    path = written(tmp_path / "a.jsonl", tiny.pairs(4))
+    corpus.tokenized(path, tiny.tokenizer(), **LIMITS)
+    assert left.exists() == count
+    assert all(map(Path.exists, others))
+
+
 @pytest.mark.parametrize("harm", ["cut", "changed", "emptied", "lengthened"])
 def test_a_damaged_file_is_made_anew(tmp_path: Path, folder: Path, harm: str) -> None:
     """Whatever happened to it."""
@@ -150,12 +206,26 @@ def test_the_first_fault_is_named_as_when_pairs_are_read_in_turn(
     assert list(folder.iterdir()) == []
 
 
-def test_an_empty_file_and_none_are_refused_as_ever(tmp_path: Path) -> None:
-    """In the words of `storage`."""
-    (tmp_path / "a.jsonl").write_text("")
-    for name, why in (("a", "is empty"), ("b", "no such file")):
-        with pytest.raises(InputError, match=why):
-            corpus.tokenized(tmp_path / f"{name}.jsonl", tiny.tokenizer(), **LIMITS)
+@pytest.mark.parametrize("text", ["", "\n", "  \n\n \t\n", "\ufeff\n", None])
+def test_a_file_without_a_row_and_none_are_refused_as_ever(tmp_path: Path, folder: Path, text: str | None) -> None:
+    """In the words of `storage`, and nothing is kept."""
+    path = tmp_path / "a.jsonl"
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError) as one:
+        serial(path, tiny.tokenizer())
+    with pytest.raises(InputError) as many:
+        corpus.tokenized(path, tiny.tokenizer(), **LIMITS)
+    assert str(many.value) == str(one.value)
+    assert list(folder.glob("*")) == []
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_last_line_needs_no_newline(tmp_path: Path, count: int) -> None:
+    """Also where it is the only one."""
+    path = written(tmp_path / "a.jsonl", tiny.pairs(count))
+    path.write_bytes(path.read_bytes().removesuffix(b"\n"))
+    assert list(corpus.tokenized(path, tiny.tokenizer(), **LIMITS)) == serial(path, tiny.tokenizer())
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(
@@ -204,3 +274,16 @@ def test_ids_take_two_bytes_where_the_vocabulary_fits(tmp_path: Path) -> None:
     assert (small.blocks[0].prompts.values.dtype, wide.blocks[0].prompts.values.dtype) == ("uint16", "int32")
     assert list(small) == list(wide)
     assert all(isinstance(token, int) for token in small[0].prompt)
+
+
+def test_an_added_token_behind_a_hole_keeps_its_id(tmp_path: Path) -> None:
+    """Fewer tokens than two bytes can tell apart may have ids that need four."""
+    tokenizer = tiny.tokenizer()
+    facts = json.loads(tokenizer.backend_tokenizer.to_str())
+    facts["model"]["vocab"]["far"] = (1 << 16) + 4
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(facts))
+    tokenizer.add_tokens(["far"])
+    path = written(tmp_path / "a.jsonl", [Pair(prompt=user("Hi"), chosen=assistant("far"), rejected=assistant("no"))])
+    assert len(tokenizer) < 1 << 16
+    assert corpus.tokenized(path, tokenizer, **LIMITS)[0].chosen == ((1 << 16) + 4, 1)
+    assert list(corpus.tokenized(path, tokenizer, **LIMITS)) == serial(path, tokenizer)

@@ -188,6 +188,22 @@ def test_pairs_scored_now_equal_the_model_whatever_the_batch() -> None:
         assert small.loss == pytest.approx(math.log1p(math.exp(-0.1 * h)), abs=1e-6)
 
 
+def test_outcomes_look_at_every_pair_once() -> None:
+    """A pair that is read from the disk is made anew whenever it is asked for."""
+    tokenizer, loss = tiny.tokenizer(), LOSSES["sigmoid"](beta=0.1)
+    rows = [tokenize(pair, tokenizer, max_prompt=99, max_response=99) for pair in tiny.pairs(5)]
+    rows = [replace(pair, p=0.9, margin=i / 4) for i, pair in enumerate(rows)]
+    policy_CB, reference_CB = np.random.default_rng(0).normal(size=(2, 2, 5))
+    found = scoring.outcomes_of(iter(rows), policy_CB=policy_CB, reference_CB=reference_CB, loss=loss, step=3)
+    assert [(o.pair_id, o.length_chosen, o.length_rejected) for o in found] == [
+        (pair.id, sum(pair.chosen_scored), sum(pair.rejected_scored)) for pair in rows
+    ]
+    h_B = (policy_CB - reference_CB)[0] - (policy_CB - reference_CB)[1]
+    for outcome, pair, h in zip(found, rows, h_B, strict=True):
+        wanted = sum(w * math.log1p(math.exp(-s * (0.1 * h - pair.margin))) for w, s in ((pair.p, 1), (1 - pair.p, -1)))
+        assert outcome.loss == pytest.approx(wanted)
+
+
 @torch.no_grad()
 def plain_logps(one: Exchange, model: Loaded) -> list[float]:
     """The same through the model's own forward, one answer at a time."""

@@ -15,7 +15,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
 ROWS = ("edges", "reader", "stages", "tools", "paper", "nouns")
-PAPER_MAY = {"torch", "numpy", "scipy", "jinja2"}  # jinja2: the errors of chat templates, which are its programs
+PAPER_MAY = {"torch", "numpy", "scipy", "jinja2"}
+OF_TEMPLATES = {"druthers.tokens", "druthers.templates"}
+"""Who imports jinja2: chat templates are its programs."""
 NOUNS_MAY_NOT = {"torch", "transformers", "peft", "scipy", "rich", "typer"}
 READER_MAY = {"records", "config", "storage", "stats"}
 LAZY = ("importlib.import_module", "import_module", "__import__")
@@ -129,6 +131,11 @@ def test_the_paper_row_imports_only_tensors_records_and_itself() -> None:
     ours = [i for i in rest if i in OURS and row(i.target) != "paper" and room(i.target) != "records"]
     assert shown(third_party) == []
     assert shown(ours) == []
+
+
+def test_only_those_who_run_chat_templates_import_jinja2_in_the_paper_row() -> None:
+    users = {i.source for i in IMPORTS if row(i.source) == "paper" and i.target.split(".")[0] == "jinja2"}
+    assert users == OF_TEMPLATES
 
 
 def test_the_nouns_need_no_tensors() -> None:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import operator
 import os
+import pickle
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 
+from druthers import processes
 from druthers.processes import over
 from druthers.records import InputError
 from tests import jobs
@@ -49,10 +55,29 @@ def test_processes_are_others_and_end_when_the_reader_stops() -> None:
     assert all(map(gone, pids))
 
 
-def test_a_process_that_dies_is_said_in_one_sentence() -> None:
-    """For want of memory, say."""
-    with pytest.raises(InputError, match=r"ended early \(exit status 3\).*threads=1"):
-        list(over(os._exit, [3, 3, 3], count=2))
+def test_a_process_that_is_killed_is_said_in_one_sentence() -> None:
+    """By the system, say, for want of memory."""
+    with pytest.raises(InputError, match=r"was killed by signal 9, perhaps for want of memory.*threads=1"):
+        list(over(jobs.die_of, [signal.SIGKILL] * 3, count=2))
+
+
+@pytest.mark.parametrize(("work", "job", "status"), [(os._exit, 3, 3), (jobs.divide, 0, 1), (jobs.Heavy(), 1, 1)])
+def test_a_process_that_ends_by_itself_did_not_want_memory(
+    work: object, job: int, status: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What it wrote on standard error says why."""
+    with pytest.raises(InputError, match=rf"ended early \(exit status {status};") as caught:
+        list(over(work, [job] * 3, count=2))  # type: ignore[arg-type]
+    assert "memory" not in str(caught.value)
+    assert ("Traceback" in capfd.readouterr().err) == (status == 1)
+
+
+def test_a_process_that_goes_on_without_answering_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for it for ever."""
+    monkeypatch.setattr(processes, "GRACE", 0.2)
+    with pytest.raises(InputError, match="closed its pipe without an answer") as caught:
+        list(over(jobs.close_every_pipe, [1, 2, 3], count=2))
+    assert "memory" not in str(caught.value)
 
 
 def test_jobs_are_read_only_a_little_ahead() -> None:
@@ -70,6 +95,36 @@ def test_jobs_are_read_only_a_little_ahead() -> None:
     results.close()
 
 
-def test_what_is_printed_does_not_stand_among_the_results() -> None:
-    """A library may print."""
-    assert list(over(print, ["noise"] * 3, count=2)) == [None] * 3
+def test_what_is_printed_does_not_stand_among_the_results(capfd: pytest.CaptureFixture[str]) -> None:
+    """A library may print; it is seen, but not where a command writes its own result."""
+    assert list(over(partial(print, flush=True), ["noise"] * 3, count=2)) == [None] * 3
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "noise\n" * 3)
+
+
+def test_a_start_up_that_prints_does_not_stand_among_the_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python runs `sitecustomize` before anything of ours; more than a pipe holds."""
+    (tmp_path / "sitecustomize.py").write_text("print('hello ' * 20_000, flush=True)")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    assert list(over(partial(operator.mul, 3), JOBS, count=2)) == [3 * job for job in JOBS]
+
+
+WORK, JOB = pickle.dumps(abs), pickle.dumps(-1)
+
+
+@pytest.mark.parametrize("sent", [b"", WORK, WORK + JOB, WORK + JOB[:-4]], ids=["nothing", "work", "job", "half a job"])
+@pytest.mark.parametrize("heard", ["heard", "unheard"])
+def test_a_process_whose_parent_is_gone_ends_in_silence(sent: bytes, heard: str) -> None:
+    """Before the work came, after it, in the middle of a job, or while it answers."""
+    read, write = os.pipe()
+    command = [sys.executable, "-c", processes.START.format(path=sys.path, sink=write)]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=[write])
+    os.close(write)
+    if heard == "unheard":
+        os.close(read)
+    _, said = child.communicate(sent, timeout=60)
+    if heard == "heard":
+        os.close(read)
+    assert (child.returncode, said) == (0, b"")

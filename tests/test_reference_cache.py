@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import signal
@@ -163,9 +164,42 @@ def test_what_is_missing_is_never_a_number(tmp_path: Path) -> None:
     cache.add(keys[1:], tokens[1:])
     cache.refresh()
     for ask in (cache.logps, cache.tokens):
-        with pytest.raises(InputError, match="lacks 1 of 5 responses"):
+        with pytest.raises(InputError, match=r"^the reference cache .* lacks 1 of 5 responses"):
             ask(keys)
         ask(keys[1:])
+
+
+def test_a_part_that_is_damaged_when_its_tokens_are_read_is_named(tmp_path: Path) -> None:
+    """Also where it is read after another process made the parts one."""
+    keys, tokens = some(50)
+    cache = Cache(tmp_path, header())
+    cache.add(keys, tokens)
+    cache.refresh()
+    (file,) = parts_in(cache.folder)
+    renamed, whole = file.with_name("part-000001-000002.parquet"), file.read_bytes()
+    at = whole.index(tokens[0].tobytes() + tokens[1].tobytes())
+    for place in (file, renamed):
+        file.unlink(missing_ok=True)
+        place.write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
+        with pytest.raises(InputError, match=f"^{place} of the reference cache is damaged .*; delete it and run again"):
+            cache.tokens(keys)
+
+
+def test_files_that_are_no_parts_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part has a number; others are left where they are, also when parts are made one."""
+    keys, tokens = some(9)
+    cache = Cache(tmp_path, header())
+    cache.add(keys[:3], tokens[:3])
+    monkeypatch.setattr(reference_cache, "MANY", 1)
+    others = [cache.folder / name for name in ("part-.parquet", "part-copy.parquet", ".part-000009.parquet")]
+    for other in others:
+        other.write_bytes(parts_in(cache.folder)[0].read_bytes())
+    for i in (3, 6):
+        cache.add(keys[i : i + 3], tokens[i : i + 3])
+    cache.refresh()
+    same(cache, keys, tokens)
+    assert all(map(Path.exists, others))
+    assert [path.name for path in parts_in(cache.folder)] == ["part-000001-000003.parquet"]
 
 
 # ---------------------------------------------------------------- many writers
@@ -234,6 +268,23 @@ def test_a_kill_while_parts_are_made_one_changes_no_value(tmp_path: Path, monkey
     assert len(parts_in(cache.folder)) == 4
     cache.refresh()
     same(cache, keys, tokens)
+
+
+def test_what_a_kill_left_of_parts_made_one_is_not_lost_with_the_next_that_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The merged part stands beside those it was made of, and a large part that is not made one with them came last."""
+    keys, tokens = some(409)
+    cache = Cache(tmp_path, header())
+    monkeypatch.setattr(reference_cache, "SMALL", 6000)
+    for i in range(0, 6, 3):
+        cache.add(keys[i : i + 3], tokens[i : i + 3])
+    monkeypatch.setattr(reference_cache, "MANY", 1)
+    killed_at("unlink", partial(cache.add, keys[6:9], tokens[6:9]))
+    cache.add(keys[9:], tokens[9:])
+    cache.refresh()
+    same(cache, keys, tokens)
+    assert [path.name for path in parts_in(cache.folder)] == ["part-000001-000004.parquet", "part-000004.parquet"]
 
 
 # ---------------------------------------------------------------- what is not used
@@ -343,3 +394,23 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None
     cache = Cache(tmp_path / "file", header())
     with pytest.raises(InputError, match=r"reference cache .* cannot be written: Not a directory; free some space"):
         cache.add(*some(1))
+
+
+@pytest.mark.parametrize("name", ["flock", "unlink"])
+def test_a_folder_that_cannot_be_locked_or_swept_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Some network file systems know no locks."""
+    cache = Cache(tmp_path, header())
+    cache.folder.mkdir()
+    (cache.folder / ".part-000001.parquet.1-2.tmp").write_bytes(b"")
+
+    def refuse(*given: object, **more: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(reference_cache.fcntl if name == "flock" else os, name, refuse)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(InputError, match=r"reference cache .* cannot be written: No locks available; free some space"):
+        cache.add(*some(1))
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert parts_in(cache.folder) == []

@@ -181,6 +181,13 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_where_it_does() -> No
         encode_response(user("Hi"), tool_exchange(), tokenizer)
 
 
+def test_a_conversation_that_the_template_fails_at_is_bad_input() -> None:
+    """Its program adds what is no text, as some do with the arguments of a call."""
+    fails = tiny.TEMPLATE.replace("{{ m['content'] }}", "{{ m['content'] + [] }}")
+    with pytest.raises(InputError, match="the chat template cannot write this conversation"):
+        encode_prompt(user("Hi"), tiny.tokenizer(fails))
+
+
 def test_a_conversation_that_the_template_refuses_is_bad_input() -> None:
     """Gemma has no system turn, Mistral insists on alternation."""
     refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('No system turn') }}{% endif %}"

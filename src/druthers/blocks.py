@@ -11,15 +11,28 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from druthers.pieces import Encoder, Places, Ragged
-from druthers.records import InputError, Message, Pair
+from druthers.records import Message, Pair
 from druthers.templates import Lazy, Writer, plain
-from druthers.tokens import BARE, TokenizedPair, Tokenizer, control_tokens, tokenize, turns, written
+from druthers.tokens import (
+    BARE,
+    Refused,
+    TokenizedPair,
+    Tokenizer,
+    Write,
+    alike,
+    check_text,
+    control_tokens,
+    endless,
+    too_long,
+    turns,
+    written,
+)
 
 ID = np.dtype("S24")
 
@@ -142,6 +155,13 @@ class Picked(Sequence[TokenizedPair]):
         part, i = within(self.starts, self.places[place])
         return self.parts[part][i]
 
+    @cached_property
+    def facts(self) -> Facts:
+        """Lengths and grades of these pairs, from those of the parts."""
+        columns = zip(*map(columns_of, map(facts_of, self.parts)), strict=True)
+        places = np.array(self.places, dtype=np.int64)
+        return Facts(*(np.concatenate(column)[places] for column in columns)) if self.parts else facts_of([])
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:
@@ -153,13 +173,18 @@ class Facts:
     weight_B: NDArray[np.float64]
 
 
+def columns_of(facts: Facts) -> tuple[NDArray[Any], ...]:
+    """The arrays of some facts."""
+    return facts.lengths_B3, facts.p_B, facts.margin_B, facts.weight_B
+
+
 def facts_of(pairs: Sequence[TokenizedPair]) -> Facts:
-    """The facts of any pairs; those of `TokenizedPairs` are at hand."""
-    if isinstance(pairs, TokenizedPairs):
+    """The facts of any pairs; those that are read from blocks are not made for it, others are looked at once."""
+    if isinstance(pairs, TokenizedPairs | Picked):
         return pairs.facts
-    lengths = [(len(pair.prompt), len(pair.chosen), len(pair.rejected)) for pair in pairs]
-    grades = np.array([(pair.p, pair.margin, pair.weight) for pair in pairs], dtype=np.float64).reshape(-1, 3)
-    return Facts(np.array(lengths, dtype=np.int64).reshape(-1, 3), *grades.T)
+    rows = [(len(p.prompt), len(p.chosen), len(p.rejected), p.p, p.margin, p.weight) for p in pairs]
+    table = np.array(rows, dtype=np.float64).reshape(-1, 6)
+    return Facts(table[:, :3].astype(np.int64), *table[:, 3:].T)
 
 
 @dataclass
@@ -182,57 +207,55 @@ class BlockTokenizer:
 
     def __init__(self, tokenizer: Tokenizer, *, max_prompt: int, max_response: int) -> None:
         self.lazy = Lazy(tokenizer)
-        self.limits = {"max_prompt": max_prompt, "max_response": max_response}
+        self.max_prompt, self.max_response = max_prompt, max_response
         self.control = tuple(sorted(control_tokens(tokenizer)))
         self.watch = re.compile("|".join(map(re.escape, self.control)) or "(?!)")
         self.end = tokenizer.eos_token_id
         self.writer = Writer(self.lazy)
         self.encoder = Encoder(self.lazy)
-        self.dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.int32)
+        highest = max(tokenizer.get_vocab().values())  # not its length: added tokens may leave holes
+        self.dtype = np.dtype(np.uint16 if highest < 1 << 16 else np.int32)
 
     def tokenize(self, pairs: Sequence[Pair]) -> Block:
-        """All pairs; raises InputError for the first that `tokens.tokenize` refuses, with its words."""
+        """All pairs; raises Refused for the first that `tokens.tokenize` refuses, with its words."""
         block, refused = self.sort(pairs)
         for error in refused.values():
             raise error
         return block
 
-    def sort(self, pairs: Sequence[Pair]) -> tuple[Block, dict[int, InputError]]:
+    def sort(self, pairs: Sequence[Pair]) -> tuple[Block, dict[int, Refused]]:
         """The pairs that fit, as a block, and why each of the others (by its place) does not."""
         texts: dict[str, int] = {}
         found = [self.segments(pair, texts) for pair in pairs]
         encoded = self.encoder.encode(list(texts))
         lengths = encoded.lengths
-        longest = self.limits["max_prompt"]
-        kept = [i for i, parts in enumerate(found) if parts is not None and lengths[parts[0]] <= longest]
-        end = len(texts)
-        encoded = Ragged(np.append(encoded.values, np.int32(self.end or 0)), np.append(encoded.at, encoded.at[-1] + 1))
-        segments = Segments([], [], [])
-        prompts = np.empty(len(kept), dtype=np.int64)
-        for b, i in enumerate(kept):
-            prompt, *sides = found[i] or (0, [], [])
-            prompts[b] = prompt
-            for c, side in enumerate(sides):
-                for header, turn, ended in side:
-                    segments.add(header, 2 * b + c, scored=False)
-                    segments.add(turn, 2 * b + c, scored=True)
-                    if not ended:
-                        segments.add(end, 2 * b + c, scored=True)
-        block = self.block([pairs[i] for i in kept], encoded.take(prompts), encoded, segments)
-        alike = set(same_sides(block.responses).tolist())
-        good = [b for b in range(len(kept)) if b not in alike]
-        refused = sorted({*range(len(pairs))} - {kept[b] for b in good})
-        if alike:
-            return self.sort([pairs[kept[b]] for b in good])[0], {i: self.refusal(pairs[i]) for i in refused}
-        return block, {i: self.refusal(pairs[i]) for i in refused}
+        kept: list[Kept] = []
+        refused: dict[int, Refused] = {}
+        for i, parts in enumerate(found):
+            if isinstance(parts, Refused):
+                refused[i] = parts
+            elif lengths[parts[0]] > self.max_prompt:
+                refused[i] = too_long(int(lengths[parts[0]]), max_prompt=self.max_prompt)
+            elif isinstance(parts[1], Refused):
+                refused[i] = parts[1]
+            else:
+                kept.append((i, parts[0], parts[1]))
+        block = self.block(pairs, kept, encoded)
+        if same := set(same_sides(block.responses).tolist()):
+            length = block.responses.lengths
+            refused |= {kept[b][0]: alike(int(length[2 * b]), max_response=self.max_response) for b in same}
+            block = self.block(pairs, [parts for b, parts in enumerate(kept) if b not in same], encoded)
+        return block, dict(sorted(refused.items()))
 
-    def segments(self, pair: Pair, texts: dict[str, int]) -> tuple[int, Side, Side] | None:
-        """Numbers of the texts of prompt, chosen and rejected, which are added where new; None for a refused pair."""
+    def segments(self, pair: Pair, texts: dict[str, int]) -> Refused | tuple[int, Refused | tuple[Side, Side]]:
+        """Numbers of the texts of prompt, chosen and rejected, which are added where new.
+
+        A fault of the prompt comes first, then its length, which is not known yet, then a fault of a response.
+        """
         messages = (*pair.prompt, *pair.chosen, *pair.rejected)
         bare = all(map(plain, messages))
         texts_of = (f"{m.content}{BARE}" for m in messages) if bare else map(written, messages)
-        if any(map(self.watch.search, texts_of)):
-            return None
+        clean = not any(map(self.watch.search, texts_of))
         asked: list[str] = []
 
         def write(messages: Sequence[Message], *, ask: bool) -> str:
@@ -246,27 +269,54 @@ class BlockTokenizer:
             return texts.setdefault(text, len(texts))
 
         try:
+            if not clean:
+                check_text(pair.prompt, self.lazy.tokenizer)
             prompt = write(pair.prompt, ask=True)
-            sides = [list(turns(pair.prompt, side, write, ends=self.control)) for side in (pair.chosen, pair.rejected)]
-        except InputError:
-            return None
-        ends = [[turn.endswith(self.control) for _, turn in side] for side in sides]
-        if self.end is None and not all(map(all, ends)):
-            return None
-        chosen, rejected = (
-            [(number(header), number(turn), ended) for (header, turn), ended in zip(side, ended_by, strict=True)]
-            for side, ended_by in zip(sides, ends, strict=True)
-        )
-        return number(prompt), chosen, rejected
+        except Refused as error:
+            return error
+        try:
+            sides = [self.turns(pair, response, write, clean=clean) for response in (pair.chosen, pair.rejected)]
+        except Refused as error:
+            return number(prompt), error
+        chosen, rejected = [[(number(header), number(turn), ended) for header, turn, ended in side] for side in sides]
+        return number(prompt), (chosen, rejected)
 
-    def block(self, pairs: Sequence[Pair], prompts: Ragged, encoded: Ragged, segments: Segments) -> Block:
+    def turns(
+        self, pair: Pair, response: Sequence[Message], write: Write, *, clean: bool
+    ) -> list[tuple[str, str, bool]]:
+        """The turns of a response: the text before each, its own, and whether that has its end token."""
+        if not clean:
+            check_text(response, self.lazy.tokenizer)
+        found: list[tuple[str, str, bool]] = []
+        for header, turn in turns(pair.prompt, response, write, ends=self.control):
+            found.append((header, turn, turn.endswith(self.control)))
+            if self.end is None and not found[-1][2]:
+                raise endless()
+        return found
+
+    def block(self, pairs: Sequence[Pair], kept: Sequence[Kept], encoded: Ragged) -> Block:
+        """Some of the pairs as a block, by the ids of their texts."""
+        end = len(encoded)
+        encoded = Ragged(np.append(encoded.values, np.int32(self.end or 0)), np.append(encoded.at, encoded.at[-1] + 1))
+        segments = Segments([], [], [])
+        for b, (_, _, sides) in enumerate(kept):
+            for c, side in enumerate(sides):
+                for header, turn, ended in side:
+                    segments.add(header, 2 * b + c, scored=False)
+                    segments.add(turn, 2 * b + c, scored=True)
+                    if not ended:
+                        segments.add(end, 2 * b + c, scored=True)
+        prompts = encoded.take(np.array([prompt for _, prompt, _ in kept], dtype=np.int64))
+        return self.arrays([pairs[i] for i, _, _ in kept], prompts, encoded, segments)
+
+    def arrays(self, pairs: Sequence[Pair], prompts: Ragged, encoded: Ragged, segments: Segments) -> Block:
         """The arrays of pairs whose segments are known, responses cut."""
         rows = encoded.take(np.array(segments.text, dtype=np.int64))
         counts = np.zeros(2 * len(pairs), dtype=np.int64)
         np.add.at(counts, np.array(segments.owner, dtype=np.int64), rows.lengths)
         responses = Ragged(rows.values, np.concatenate([[0], np.cumsum(counts)]))
         scored = np.repeat(np.array(segments.scored, dtype=bool), rows.lengths)
-        responses, scored, cut = shortened(responses, scored, limit=self.limits["max_response"])
+        responses, scored, cut = shortened(responses, scored, limit=self.max_response)
         groups = {group: g for g, group in enumerate(dict.fromkeys(pair.group for pair in pairs))}
         grades = np.array([(pair.p, pair.margin, pair.weight) for pair in pairs], dtype=np.float64).reshape(-1, 3)
         return Block(
@@ -282,17 +332,11 @@ class BlockTokenizer:
             groups=tuple(groups),
         )
 
-    def refusal(self, pair: Pair) -> InputError:
-        """Why a pair is refused, in the words of `tokens.tokenize`."""
-        try:
-            tokenize(pair, self.lazy.tokenizer, **self.limits)
-        except InputError as error:
-            return error
-        raise AssertionError(f"pair {pair.id} was refused, but it can be tokenized")
-
 
 Side = list[tuple[int, int, bool]]
-"""Turns of a response: the text before it, its own, and whether that has its end token."""
+"""Turns of a response by number: the text before it, its own, and whether that has its end token."""
+Kept = tuple[int, int, tuple[Side, Side]]
+"""A pair that fits: its place, and the numbers of the texts of its prompt and its responses."""
 
 
 def shortened(

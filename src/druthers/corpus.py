@@ -14,6 +14,7 @@ import mmap
 import os
 import struct
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -39,6 +40,28 @@ RUN = 4 << 20
 ALONE = 32 << 20
 """Bytes of text up to which starting other processes takes longer than it saves, and for each of which one is."""
 LOOK = 1 << 20
+CALL = {"id": "call00001", "type": "function", "function": {"name": "look", "arguments": {"at": "it"}}}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "look",
+        "description": "Look at it.",
+        "parameters": {"type": "object", "properties": {"at": {"type": "string", "description": "What."}}},
+    },
+}
+PROBES: tuple[tuple[tuple[Message, ...], list[dict[str, Any]] | None], ...] = (
+    (user("Hi"), None),
+    ((Message(role="system", content="Be kind."), *user("Hi")), None),
+    (
+        (
+            *user("Hi"),
+            Message(role="assistant", content="", tool_calls=[CALL]),
+            Message(role="tool", content="Seen.", name="look", tool_call_id="call00001"),
+        ),
+        [TOOL],
+    ),
+)
+"""Conversations, and the tools given with each, that show what a template writes today: dates stand in any of them."""
 TAIL = struct.Struct("<QI4s")
 SIGN = b"drut"
 ALIGNED = 64
@@ -70,6 +93,7 @@ def tokenized(
     try:
         return opened(place)
     except (FileNotFoundError, Damaged):
+        storage.sweep(place.parent, now=time.time())
         work = Work(BlockTokenizer(tokenizer, max_prompt=max_prompt, max_response=max_response))
         write(place, work, path, workers=workers, progress=progress)
     return opened(place)
@@ -83,10 +107,10 @@ def fingerprint(tokenizer: Tokenizer) -> str:
         for file in sorted(Path(folder).rglob("*")):
             if file.is_file():
                 digest.update(f"{file.name} {storage.sha256(file)}\n".encode())
-    for opening in ((), (Message(role="system", content="Be kind."),)):
+    for messages, tools in PROBES:
         try:
-            digest.update(render([*opening, *user("Hi")], tokenizer, tools=None, ask=True).encode())
-        except InputError as error:  # such a template knows no system turn
+            digest.update(render(messages, tokenizer, tools=tools, ask=True).encode())
+        except InputError as error:  # such a template knows no system turn, or no tools
             digest.update(str(error).encode())
     return digest.hexdigest()
 

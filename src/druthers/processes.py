@@ -1,7 +1,8 @@
 """One function over many jobs in processes of its own, started clean and fed through pipes.
 
 Neither a fork (the parent may hold locks of other threads) nor `multiprocessing`'s spawn (it runs the user's script
-anew). A process ends with the pipe it reads, so none outlives its parent.
+anew). A process ends with the pipe it reads, so none outlives its parent. Answers have a pipe that nothing else writes
+to: what a process prints, at its start too, goes to standard error.
 """
 
 from __future__ import annotations
@@ -15,17 +16,29 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import IO, Any, TypeVar
 
 from druthers.records import InputError
 
 Job = TypeVar("Job")
 Found = TypeVar("Found")
-START = "import sys; sys.path[:] = {path!r}; from druthers.processes import serve; serve()"
+START = "import sys; sys.path[:] = {path!r}; from druthers.processes import serve; serve({sink})"
 AHEAD = 2
 """Jobs for each process that are read before their turn."""
+GRACE = 5.0
+"""Seconds that a process whose pipe has ended may take to end itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One that serves: jobs go to its standard input, answers come by a pipe of their own."""
+
+    started: subprocess.Popen[bytes]
+    jobs: IO[bytes]
+    answers: IO[bytes]
 
 
 def over(work: Callable[[Job], Found], jobs: Iterable[Job], *, count: int) -> Generator[Found]:
@@ -37,7 +50,7 @@ def over(work: Callable[[Job], Found], jobs: Iterable[Job], *, count: int) -> Ge
     if count <= 1:
         yield from (uncollected(work, job) for job in jobs)
         return
-    idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
+    idle: queue.SimpleQueue[Process] = queue.SimpleQueue()
     with contextlib.ExitStack() as stack:
         packed = pickle.dumps(work)
         started = [stack.enter_context(running()) for _ in range(count)]
@@ -50,10 +63,10 @@ def over(work: Callable[[Job], Found], jobs: Iterable[Job], *, count: int) -> Ge
         def ask(job: Job) -> Found:
             process = idle.get()
             try:
-                found: Found = answer(process, job, first=b"" if process.pid in fed else packed)
+                found: Found = answer(process, job, first=b"" if process.started.pid in fed else packed)
                 return found
             finally:
-                fed.add(process.pid)
+                fed.add(process.started.pid)
                 idle.put(process)
 
         waiting: deque[Future[Found]] = deque()
@@ -66,47 +79,59 @@ def over(work: Callable[[Job], Found], jobs: Iterable[Job], *, count: int) -> Ge
             yield waiting.popleft().result()
 
 
-def stop(started: Iterable[subprocess.Popen[bytes]]) -> None:
+def stop(processes: Iterable[Process]) -> None:
     """End processes whatever they do."""
-    for process in started:
-        process.kill()
+    for process in processes:
+        process.started.kill()
 
 
 @contextlib.contextmanager
-def running() -> Generator[subprocess.Popen[bytes]]:
+def running() -> Generator[Process]:
     """A process that serves, ended with the block."""
-    command = [sys.executable, "-c", START.format(path=sys.path)]
     world = os.environ | {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=world)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        yield process
-    finally:
-        process.kill()
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()
-        process.stdout.close()
-        process.wait()
+    read, sink = os.pipe()
+    with os.fdopen(read, "rb") as answers:
+        command = [sys.executable, "-c", START.format(path=sys.path, sink=sink)]
+        try:
+            started = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=2, pass_fds=[sink], env=world)
+        finally:
+            os.close(sink)
+        assert started.stdin is not None
+        try:
+            yield Process(started, started.stdin, answers)
+        finally:
+            started.kill()
+            with contextlib.suppress(BrokenPipeError):
+                started.stdin.close()
+            started.wait()
 
 
-def answer(process: subprocess.Popen[bytes], job: object, *, first: bytes) -> Any:
+def answer(process: Process, job: object, *, first: bytes) -> Any:
     """What a process makes of a job; `first` goes ahead of it."""
-    assert process.stdin is not None
-    assert process.stdout is not None
     try:
-        process.stdin.write(first)
-        pickle.dump(job, process.stdin, protocol=pickle.HIGHEST_PROTOCOL)
-        process.stdin.flush()
-        found = pickle.load(process.stdout)
+        process.jobs.write(first)
+        pickle.dump(job, process.jobs, protocol=pickle.HIGHEST_PROTOCOL)
+        process.jobs.flush()
+        found = pickle.load(process.answers)
     except (BrokenPipeError, EOFError, pickle.UnpicklingError):
-        raise InputError(
-            f"a process beside this one ended early (exit status {process.wait()}), perhaps for want of memory; "
-            "free some or set threads=1, and run again"
-        ) from None
+        raise InputError(f"a process beside this one {ending(process.started)}") from None
     if isinstance(found, InputError):
         raise found
     return found
+
+
+def ending(started: subprocess.Popen[bytes]) -> str:
+    """How a process ended that gives no answer any more, and what to do; one that goes on is killed."""
+    try:
+        status = started.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        started.kill()
+        return "closed its pipe without an answer; set threads=1 to do without it, and run again"
+    if status < 0:
+        why = f"was killed by signal {-status}, perhaps for want of memory; free some or"
+    else:
+        why = f"ended early (exit status {status}; what it wrote on standard error says why);"
+    return f"{why} set threads=1 to do without it, and run again"
 
 
 def uncollected(work: Callable[[Job], Found], job: Job) -> Found:
@@ -120,16 +145,22 @@ def uncollected(work: Callable[[Job], Found], job: Job) -> Found:
             gc.enable()
 
 
-def serve() -> None:
-    """The life of a process: the work, then one job after the other, until the pipe ends."""
+def serve(sink: int) -> None:
+    """The life of a process: the work, then one job after the other, until the pipe ends; answers go to `sink`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever is printed must not stand among the answers
-    work = pickle.load(source)
-    with contextlib.suppress(EOFError, BrokenPipeError):
-        while True:
-            reply(sink, work, pickle.load(source))
+    jobs = received(sys.stdin.buffer)
+    with contextlib.suppress(BrokenPipeError), os.fdopen(sink, "wb") as answers:
+        work: Any = next(jobs, None)
+        for job in jobs:
+            reply(answers, work, job)
             gc.collect()
+
+
+def received(source: IO[bytes]) -> Iterator[Any]:
+    """What comes through a pipe, until it ends or breaks off with the process that writes it."""
+    with contextlib.suppress(EOFError, pickle.UnpicklingError):
+        while True:
+            yield pickle.load(source)
 
 
 def reply(sink: IO[bytes], work: Callable[[Job], object], job: Job) -> None:

@@ -16,6 +16,7 @@ import http.client
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -37,6 +38,11 @@ from druthers.records import InputError, Record
 R = TypeVar("R", bound=Record)
 KINDS = (".jsonl", ".ndjson", ".json", ".parquet")
 PACKINGS = (".gz", ".zst")
+TEMPORARY = re.compile(r"\..+\.([1-9][0-9]*)-[0-9]+\.tmp")
+"""What `replacing` calls a file that is not complete: the name it will have, process and thread."""
+QUIET, DAY = 600.0, 86_400.0
+"""Seconds without a write after which a temporary file is left over: of no process known here, and of any."""
+BOM = b"\xef\xbb\xbf"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DAMAGE = (EOFError, OSError, zlib.error, http.client.HTTPException)
 TIMEOUT_SECONDS = 60.0
@@ -126,14 +132,15 @@ class Lines:
 
 
 def runs_of_lines(path: str | Path, *, size: int) -> Generator[Lines]:
-    """A local, unpacked JSONL file in runs of whole lines of about `size` bytes; InputError for an empty one."""
-    name, number = str(path), 1
+    """A local, unpacked JSONL file in runs of whole lines of about `size` bytes; InputError where all are blank."""
+    name, number, blank = str(path), 1, True
     with _reading(name), open(name, "rb") as file:
         while data := file.read(size):
             data += file.readline()
+            blank = blank and not data.removeprefix(BOM).strip()
             yield Lines(name, number, data)
             number += data.count(b"\n")
-    if number == 1:
+    if blank:
         raise InputError(f"{name}: is empty; give at least one row")
 
 
@@ -280,7 +287,7 @@ def _json_lines(name: str, stream: BinaryIO, *, first: int = 1) -> Iterator[Line
     try:
         for number, data in enumerate(stream, first):
             if number == 1:
-                data = data.removeprefix(b"\xef\xbb\xbf")
+                data = data.removeprefix(BOM)
             if data.strip():
                 yield _json_line(f"{name}:{number}", data)
     except DAMAGE as error:
@@ -344,7 +351,7 @@ def _no_constant(name: str) -> object:
 def _array_text(name: str, stream: BinaryIO) -> bytes | None:
     """The whole text when a .json file is one array; None when it holds JSON lines (the stream is then untouched)."""
     try:
-        peeked = cast(io.BufferedReader, stream).peek(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+        peeked = cast(io.BufferedReader, stream).peek(4096).removeprefix(BOM).lstrip()
         return stream.read() if peeked.startswith(b"[") else None
     except DAMAGE as error:
         raise InputError(f"{name}: {_damage(error)}") from None
@@ -616,6 +623,30 @@ def _uploading(url: str) -> Iterator[BinaryIO]:
             system, inner = fsspec.core.url_to_fs(url)
             system.makedirs(system._parent(inner), exist_ok=True)
             system.put_file(str(local), inner)
+
+
+def sweep(folder: Path, *, now: float) -> None:
+    """Remove temporary files that `replacing` left in a folder when its process was killed; `now` in Unix seconds.
+
+    One that was written to within `QUIET` seconds stays, also where no process of this machine is known to write it:
+    another machine may share the folder.
+    """
+    for left in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):  # another process sweeps too, or the folder is read-only
+            age = now - left.stat().st_mtime
+            if (found := TEMPORARY.fullmatch(left.name)) and age > (DAY if _lives(int(found[1])) else QUIET):
+                left.unlink()
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process of this machine has the number."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _finish(file: IO[bytes]) -> None:

@@ -9,11 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from jinja2 import TemplateError
 
 from druthers.records import InputError, Message, Pair
+
+Reason = Literal["control_tokens", "template", "prompt_too_long", "same_response"]
+
+
+class Refused(InputError):
+    """Why a pair cannot be trained on: the sentence, and a code to count by."""
+
+    def __init__(self, why: str, *, reason: Reason = "template") -> None:
+        super().__init__(why)
+        self.reason = reason
 
 
 class Tokenizer(Protocol):
@@ -27,7 +37,7 @@ class Tokenizer(Protocol):
 
     @property
     def backend_tokenizer(self) -> Any: ...
-    def __len__(self) -> int: ...
+    def get_vocab(self) -> dict[str, int]: ...
     def save_pretrained(self, save_directory: str) -> object: ...
     def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]: ...
     def apply_chat_template(
@@ -79,24 +89,25 @@ def check_text(messages: Iterable[Message], tokenizer: Tokenizer) -> None:
         text = written(message)
         for token in sorted(control):
             if token in text:
-                raise InputError(
+                raise Refused(
                     f"the {message.role} turn contains {token!r}, a control token of the chat template, "
-                    "which would be read as structure; remove it from the text"
+                    "which would be read as structure; remove it from the text",
+                    reason="control_tokens",
                 )
 
 
 def render(messages: Sequence[Message], tokenizer: Tokenizer, *, tools: list[dict[str, Any]] | None, ask: bool) -> str:
     """The conversation as the chat template writes it; `ask` adds the opening of an assistant turn."""
     if not tokenizer.chat_template:
-        raise InputError(
+        raise Refused(
             "the tokenizer has no chat template, so a conversation cannot be written as text; "
             "use an instruction-tuned model, or set `chat_template` in its tokenizer_config.json"
         )
     conversation = [message.template_form() for message in messages]
     try:
         text = tokenizer.apply_chat_template(conversation, tools=tools, tokenize=False, add_generation_prompt=ask)
-    except TemplateError as error:
-        raise InputError(
+    except (TemplateError, TypeError, ValueError, LookupError) as error:  # the program's own refusal, or its failure
+        raise Refused(
             f"the chat template cannot write this conversation ({error}); change the row or the template"
         ) from error
     return str(text)
@@ -122,11 +133,15 @@ def encode_turn(text: str, tokenizer: Tokenizer) -> list[int]:
     if text.endswith(tuple(control_tokens(tokenizer))):
         return ids
     if tokenizer.eos_token_id is None:
-        raise InputError(
-            "neither the chat template nor the tokenizer has an end-of-turn token; "
-            "set `eos_token` in tokenizer_config.json"
-        )
+        raise endless()
     return [*ids, tokenizer.eos_token_id]
+
+
+def endless() -> Refused:
+    """A turn has no end token."""
+    return Refused(
+        "neither the chat template nor the tokenizer has an end-of-turn token; set `eos_token` in tokenizer_config.json"
+    )
 
 
 class Write(Protocol):
@@ -148,7 +163,7 @@ def turns(
         opening = write(before, ask=True) if i else so_far
         closing = write([*before, message], ask=False)
         if not opening.startswith(so_far) or not closing.startswith(opening):
-            raise InputError(
+            raise Refused(
                 "the chat template rewrites earlier turns when a turn is added, "
                 "so the response has no fixed place in the text; use a template that only appends"
             )
@@ -191,18 +206,33 @@ def cut(ids: list[int], scored: list[bool], limit: int) -> tuple[tuple[int, ...]
     return (*ids[: limit - 1], ids[-1]), (*scored[: limit - 1], scored[-1]), True
 
 
+def too_long(length: int, *, max_prompt: int) -> Refused:
+    """A prompt has too many tokens."""
+    return Refused(
+        f"the prompt is {length} tokens, over data.max_prompt = {max_prompt}; "
+        "raise it or drop the row with data.bad_rows=drop",
+        reason="prompt_too_long",
+    )
+
+
+def alike(length: int, *, max_response: int) -> Refused:
+    """Both responses are the same tokens."""
+    return Refused(
+        f"chosen and rejected are the same {length} tokens (after the cut to data.max_response = "
+        f"{max_response}), so the pair teaches nothing; raise the limit or drop the row with data.bad_rows=drop",
+        reason="same_response",
+    )
+
+
 def tokenize(pair: Pair, tokenizer: Tokenizer, *, max_prompt: int, max_response: int) -> TokenizedPair:
     """Ids of one pair under the chat template.
 
-    Raises InputError when the prompt is longer than `max_prompt` tokens, when a text contains control tokens, when the
+    Raises Refused when the prompt is longer than `max_prompt` tokens, when a text contains control tokens, when the
     tokenizer has no chat template, or when both responses are the same after being cut to `max_response` tokens.
     """
     prompt = encode_prompt(pair.prompt, tokenizer, tools=pair.tools)
     if len(prompt) > max_prompt:
-        raise InputError(
-            f"the prompt is {len(prompt)} tokens, over data.max_prompt = {max_prompt}; "
-            "raise it or drop the row with data.bad_rows=drop"
-        )
+        raise too_long(len(prompt), max_prompt=max_prompt)
     chosen, chosen_scored, cut_chosen = cut(
         *encode_response(pair.prompt, pair.chosen, tokenizer, tools=pair.tools), max_response
     )
@@ -210,10 +240,7 @@ def tokenize(pair: Pair, tokenizer: Tokenizer, *, max_prompt: int, max_response:
         *encode_response(pair.prompt, pair.rejected, tokenizer, tools=pair.tools), max_response
     )
     if chosen == rejected:
-        raise InputError(
-            f"chosen and rejected are the same {len(chosen)} tokens (after the cut to data.max_response = "
-            f"{max_response}), so the pair teaches nothing; raise the limit or drop the row with data.bad_rows=drop"
-        )
+        raise alike(len(chosen), max_response=max_response)
     return TokenizedPair(
         id=pair.id,
         prompt=tuple(prompt),

@@ -23,7 +23,7 @@ from druthers.curate.ranking import pairs_from_ranking
 from druthers.curate.split import WHOLE, draw, threshold
 from druthers.records import InputError, Pair, assistant, user
 from druthers.storage import Line, Source
-from druthers.tokens import TokenizedPair, Tokenizer, check_text, encode_prompt, encode_response, tokenize
+from druthers.tokens import Refused, TokenizedPair, Tokenizer, tokenize
 
 __all__ = ["CurateSummary", "curate", "pairs_from_ranking"]
 
@@ -113,7 +113,7 @@ def _fill(
     many = BlockTokenizer(tokenizer, max_prompt=data.max_prompt, max_response=data.max_response)
 
     def shelve(line: Line, pair: Pair, fit: Fit, shelf: Shelf, number: int) -> bool:
-        return _shelve(line, pair, shelf, ledger, number=number, fit=fit, data=data, tokenizer=tokenizer)
+        return _shelve(line, pair, shelf, ledger, number=number, fit=fit)
 
     if source.heldout:
         for line, pair, fit in _pairs(source.heldout, ledger, tell, form=data.format, tokenizer=many):
@@ -176,7 +176,7 @@ def _runs(lines: Iterator[Line]) -> Iterator[list[Line]]:
     yield run
 
 
-Fit = Callable[[], TokenizedPair | InputError]
+Fit = Callable[[], TokenizedPair | Refused]
 """The tokens of a pair, or why it does not fit the model."""
 
 
@@ -186,12 +186,12 @@ class Fits:
     def __init__(self, pairs: list[Pair], tokenizer: BlockTokenizer) -> None:
         self.pairs, self.tokenizer = pairs, tokenizer
 
-    def of(self, place: int) -> TokenizedPair | InputError:
+    def of(self, place: int) -> TokenizedPair | Refused:
         """Those of one pair."""
         return self.found[place]
 
     @functools.cached_property
-    def found(self) -> list[TokenizedPair | InputError]:
+    def found(self) -> list[TokenizedPair | Refused]:
         """Those of all."""
         block, refused = self.tokenizer.sort(self.pairs)
         good = map(block.pair, itertools.count())
@@ -212,45 +212,19 @@ def _import(line: Line, form: Form) -> Imported | RowFault:
         return fault
 
 
-def _shelve(
-    line: Line,
-    pair: Pair,
-    shelf: Shelf,
-    ledger: Ledger,
-    *,
-    number: int,
-    fit: Fit,
-    data: DataSettings,
-    tokenizer: Tokenizer,
-) -> bool:
+def _shelve(line: Line, pair: Pair, shelf: Shelf, ledger: Ledger, *, number: int, fit: Fit) -> bool:
     """Keep a pair that is new and fits the model; whether it was kept."""
     try:
         if bytes.fromhex(pair.id) in shelf.ids:
             raise RowFault("duplicate", "the same prompt and responses stand in an earlier row")
         tokens = fit()
-        if isinstance(tokens, InputError):
-            raise RowFault(_reason(pair, tokenizer, data), str(tokens))
+        if isinstance(tokens, Refused):
+            raise RowFault(tokens.reason, str(tokens))
         shelf.add(pair, tokens, number)
     except RowFault as fault:
         ledger.refuse(line, fault)
         return False
     return True
-
-
-def _reason(pair: Pair, tokenizer: Tokenizer, data: DataSettings) -> str:
-    """The code of a fault that `tokenize` found, by asking its questions one by one."""
-    try:
-        check_text((*pair.prompt, *pair.chosen, *pair.rejected), tokenizer)
-    except InputError:
-        return "control_tokens"
-    try:
-        if len(encode_prompt(pair.prompt, tokenizer, tools=pair.tools)) > data.max_prompt:
-            return "prompt_too_long"
-        for response in (pair.chosen, pair.rejected):
-            encode_response(pair.prompt, response, tokenizer, tools=pair.tools)
-    except InputError:
-        return "template"
-    return "same_response"
 
 
 def _probe(tokenizer: Tokenizer) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -44,40 +44,34 @@ def score_outcomes(
 
 
 def outcomes_of(
-    pairs: Sequence[TokenizedPair], *, policy_CB: Floats, reference_CB: Floats, loss: Loss, step: int
+    pairs: Iterable[TokenizedPair], *, policy_CB: Floats, reference_CB: Floats, loss: Loss, step: int
 ) -> list[Outcome]:
     """Log-probabilities of both models, each (2, B), to one `Outcome` a pair."""
-    terms = terms_of(pairs)
+    ids, terms = terms_of(pairs)
     loss_B = loss.of(torch.from_numpy(policy_CB), torch.from_numpy(reference_CB), terms).tolist()
     ratio_CB = policy_CB - reference_CB
     return [
         Outcome(
-            pair_id=pair.id,
+            pair_id=pair_id,
             step=step,
             split="heldout",
             logp_chosen=float(policy_CB[0, i]),
             logp_rejected=float(policy_CB[1, i]),
             logratio_chosen=float(ratio_CB[0, i]),
             logratio_rejected=float(ratio_CB[1, i]),
-            length_chosen=sum(pair.chosen_scored),
-            length_rejected=sum(pair.rejected_scored),
+            length_chosen=int(terms.length_CB[0, i]),
+            length_rejected=int(terms.length_CB[1, i]),
             loss=float(loss_B[i]),
         )
-        for i, pair in enumerate(pairs)
+        for i, pair_id in enumerate(ids)
     ]
 
 
-def terms_of(pairs: Sequence[TokenizedPair]) -> PairTerms:
-    """The graded fields of the pairs, float64."""
-
-    def column(values: list[Any]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float64)
-
-    return PairTerms(
-        p_B=column([pair.p for pair in pairs]),
-        margin_B=column([pair.margin for pair in pairs]),
-        length_CB=column([[sum(pair.chosen_scored) for pair in pairs], [sum(pair.rejected_scored) for pair in pairs]]),
-    )
+def terms_of(pairs: Iterable[TokenizedPair]) -> tuple[list[str], PairTerms]:
+    """Ids and graded fields (float64) of the pairs, which are looked at once: a lazy sequence makes each anew."""
+    rows = [(pair.id, pair.p, pair.margin, sum(pair.chosen_scored), sum(pair.rejected_scored)) for pair in pairs]
+    table_B4 = torch.tensor([row[1:] for row in rows], dtype=torch.float64).reshape(-1, 4)
+    return [row[0] for row in rows], PairTerms(table_B4[:, 0], table_B4[:, 1], table_B4[:, 2:].T)
 
 
 def answer_logps(answers: Sequence[Exchange], *, loaded: Loaded, token_budget: int) -> list[Floats]:

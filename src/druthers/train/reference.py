@@ -43,7 +43,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
 ROUNDS = 4
 """Micro-batches that every member of a crew has in a window, about; at the end of one the faster wait."""
 EVERY = 20.0
-"""Seconds after which what was scored is written, at the end of a window: what a kill costs at most."""
+"""Seconds after which what was scored is written, at the end of the window: a kill costs these and that window."""
 
 
 def silent(text: str) -> None:

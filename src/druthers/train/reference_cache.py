@@ -142,7 +142,7 @@ class Index:
 
 def parts_in(folder: Path) -> list[Path]:
     """The parts of a folder in their order."""
-    return sorted(folder.glob("part-*.parquet"))
+    return sorted(folder.glob("part-[0-9]*.parquet"))
 
 
 def numbers_of(path: Path) -> list[int]:
@@ -152,6 +152,11 @@ def numbers_of(path: Path) -> list[int]:
     [2, 11]
     """
     return [int(number) for number in re.findall(r"\d+", path.stem)]
+
+
+def highest(folder: Path) -> int:
+    """The highest number of a part in a folder; 0 where there is none."""
+    return max((number for path in parts_in(folder) for number in numbers_of(path)), default=0)
 
 
 def read_index(folder: Path, header: Header) -> Index:
@@ -204,6 +209,19 @@ def header_of(path: Path) -> Header:
 def opened(path: Path) -> pq.ParquetFile:
     """A part, its checksums watched."""
     return pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
+
+
+@contextlib.contextmanager
+def undamaged(path: Path) -> Iterator[None]:
+    """Raises InputError for a part that turns out damaged, FileNotFoundError for one that is gone."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except BROKEN as error:
+        raise InputError(
+            f"{path} of the reference cache is damaged ({first_line(error)}); delete it and run again"
+        ) from error
 
 
 def columns_of(path: Path) -> tuple[Keys, NDArray[np.float64]]:
@@ -260,23 +278,18 @@ class Cache:
 
         A response that `data.max_response` cut is another one: its end-of-turn token moved.
         """
-        try:
-            return self.read_tokens(keys.ravel())
-        except FileNotFoundError:  # made one with others by another process
-            self.refresh()
-            return self.read_tokens(keys.ravel())
-        except BROKEN as error:
-            raise InputError(
-                f"a part of the reference cache {self.folder} is damaged ({first_line(error)}); "
-                "delete the folder and run again"
-            ) from error
+        while True:
+            try:
+                return self.read_tokens(keys.ravel())
+            except FileNotFoundError:  # made one with others by another process
+                self.refresh()
 
     def read_tokens(self, keys: Keys) -> list[NDArray[np.float32]]:
         """The same, from the parts as the index knows them; every row group is read once."""
         at, index = self.places(keys), self.index
         found: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(at)
         for part in np.unique(index.part[at]):
-            with opened(index.parts[part]) as file:
+            with undamaged(index.parts[part]), opened(index.parts[part]) as file:
                 counts = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
                 starts = np.cumsum([0, *counts])
                 mine = np.flatnonzero(index.part[at] == part)
@@ -297,8 +310,7 @@ class Cache:
         """
         table = table_of(keys, tokens)
         with locked(self.folder):
-            numbers = [number for path in parts_in(self.folder) for number in numbers_of(path)]
-            self.write(self.folder / f"part-{max(numbers, default=0) + 1:06d}.parquet", [table])
+            self.write(self.folder / f"part-{highest(self.folder) + 1:06d}.parquet", [table])
             if self.index.faults:
                 for path in filter(is_damaged, parts_in(self.folder)):
                     path.replace(path.with_suffix(".damaged"))
@@ -316,7 +328,8 @@ class Cache:
     def compact(self) -> None:
         """Make the small parts one, in the place of the first of them, with those rows that count.
 
-        It has a name of its own, so that whoever still knows the old ones does not read its rows for theirs.
+        It has a name of its own, so that whoever still knows the old ones does not read its rows for theirs: its last
+        number is the highest of all parts, which no part made of several had before a new one was added.
         """
         index = read_index(self.folder, self.header)
         small = [i for i, path in enumerate(index.parts) if path.stat().st_size < SMALL]
@@ -327,7 +340,7 @@ class Cache:
                     yield file.read().take(np.sort(index.row[index.part == i])).cast(SCHEMA)
 
         if len(small) > 1:
-            first, last = numbers_of(index.parts[small[0]])[0], numbers_of(index.parts[small[-1]])[-1]
+            first, last = numbers_of(index.parts[small[0]])[0], highest(self.folder)
             self.write(self.folder / f"part-{first:06d}-{last:06d}.parquet", kept())
             for i in small:
                 index.parts[i].unlink()
@@ -350,18 +363,18 @@ def table_of(keys: Keys, tokens: Sequence[NDArray[np.floating[Any]]]) -> pa.Tabl
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Write to the folder alone; waits for another process that writes, and sweeps what a killed one left behind."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a")
-    except OSError as error:
-        raise InputError(
-            f"reference cache {folder} cannot be written: {error.strerror}; free some space, or set DRUTHERS_CACHE to "
-            "a folder you can write"
-        ) from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        for left in folder.glob(".*.tmp"):
-            left.unlink(missing_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((folder / ".lock").open("a"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+            for left in folder.glob(".*.tmp"):
+                left.unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"reference cache {folder} cannot be written: {error.strerror}; free some space, or set DRUTHERS_CACHE "
+                "to a folder you can write"
+            ) from error
         yield
 
 
