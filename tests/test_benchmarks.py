@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from druthers import attention
+from druthers import attention, storage
 from druthers.batching import collate
 from druthers.logprobs import pair_logps
 from druthers.models import scorer_of
@@ -21,11 +21,14 @@ from druthers.tokens import TokenizedPair
 from tests import tiny
 
 STEP = Path(__file__).parents[1] / "benchmarks" / "step"
+ENGINE = STEP.parent / "engine"
 
 
 @pytest.fixture
 def step(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Imports a module of benchmarks/step, which are scripts beside one another."""
+    """Imports a module of benchmarks/step or benchmarks/engine, which are scripts beside one another."""
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "1")  # some of them set it
+    monkeypatch.syspath_prepend(str(ENGINE))
     monkeypatch.syspath_prepend(str(STEP))
     yield importlib.import_module
     for name in [name for name, module in sys.modules.items() if is_script(module)]:
@@ -33,8 +36,8 @@ def step(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def is_script(module: ModuleType) -> bool:
-    """Whether a module came from benchmarks/step."""
-    return Path(getattr(module, "__file__", None) or ".").parent == STEP
+    """Whether a module came from one of the two folders."""
+    return Path(getattr(module, "__file__", None) or ".").parent in (STEP, ENGINE)
 
 
 @pytest.mark.parametrize("name", ["cell", "ids", "table"])
@@ -163,3 +166,45 @@ def test_counted_operations_are_those_of_the_products(step: Any) -> None:
     width, layers = model.config.hidden_size, model.config.num_hidden_layers
     # Layers: forward and both halves of the backward. Head and attention: the first of their products once more.
     assert found == 6 * linear * 32 + 8 * head * scored + 7 * 2 * seen * width * layers
+
+
+def run_precision(step: Any, monkeypatch: pytest.MonkeyPatch, *words: str) -> Any:
+    """What the command ends with."""
+    monkeypatch.setattr(sys, "argv", ["precision.py", *words])
+    with pytest.raises(SystemExit) as end:
+        step("precision").main()
+    return end.value.code
+
+
+def test_precision_holds_its_bars_and_too_few_pairs_pass_none(
+    step: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, pairs, out = tiny.folder(tmp_path / "model"), tmp_path / "pairs.jsonl", tmp_path / "out.json"
+    storage.write(pairs, tiny.pairs(12))
+    same = ["--model", str(model), "--device", "cpu", "--gradients", "3"]
+    layouts = ["--layouts", "shared", "padding-free"]
+    assert run_precision(step, monkeypatch, str(pairs), *same, *layouts, "--pairs", "12", "--out", str(out)) == 1
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert [row["layout"] for row in found["float32"]] == layouts[1:]
+    assert all(row["held"] and row["gradient"] > 0 for row in found["float32"])
+    assert found["verdict"] in capsys.readouterr().out
+    assert "fail" in found["verdict"]
+    assert "--pairs 13, but" in run_precision(step, monkeypatch, str(pairs), *same, "--pairs", "13")
+
+
+def test_every_bar_of_precision_counts(step: Any) -> None:
+    precision = step("precision")
+    wide = {"layout": "shared", "nats_a_token": 9e-6, "token": 9e-5, "gradient": 9e-6, "leak": 9e-7}
+    plain = {"layout": "padded", "rms_nats_a_token": 0.04, "bias_of_pairs": 9.0, "bias_of_margins": 9.0}
+    narrow = {"layout": "shared", "rms_nats_a_token": 0.05, "bias_of_pairs": 1.9, "bias_of_margins": 1.9}
+
+    def said(change: dict[str, float], *, pairs: int = 64) -> str:
+        rows = [{**row, **{key: change[key] for key in row if key in change}} for row in (wide, narrow)]
+        return str(precision.verdict(*precision.held([rows[0]], [plain, rows[1]]), pairs=pairs))
+
+    assert said({}) == "pass"
+    assert said({}, pairs=63).startswith("fail: 63 pairs are too few")
+    for name in ("nats_a_token", "token", "gradient", "leak"):
+        assert said({name: 2 * wide[name]}) == "fail: shared in float32"
+    for name in ("rms_nats_a_token", "bias_of_pairs", "bias_of_margins"):
+        assert said({name: 1.1 * narrow[name]}) == "fail: shared in bfloat16"
