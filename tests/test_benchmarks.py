@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
 import importlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -40,7 +42,7 @@ def is_script(module: ModuleType) -> bool:
     return Path(getattr(module, "__file__", None) or ".").parent in (STEP, ENGINE)
 
 
-@pytest.mark.parametrize("name", ["cell", "ids", "table"])
+@pytest.mark.parametrize("name", ["cell", "ids", "run_druthers", "table"])
 def test_examples_run(step: Any, name: str) -> None:
     found = doctest.testmod(step(name))
     assert found.attempted > 0
@@ -95,6 +97,73 @@ def test_a_job_that_fails_ends_the_run_or_is_noted(step: Any, tmp_path: Path, mo
         bench.job("a", broken, env={}, key="1")
     assert bench.job("a", broken, env={}, key="1", may_fail=True)["failed"] == 1
     assert step("table").read(tmp_path / "results", "a.json") == []
+
+
+def test_an_unreadable_result_is_measured_again_with_a_sentence(
+    step: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench, path = a_bench(step, tmp_path, monkeypatch), tmp_path / "results" / "a.json"
+    for broken in ('{"seconds": [', "[1]"):
+        step("cell").write_json(path, {})
+        path.write_text(broken, encoding="utf-8")
+        assert step("table").read(tmp_path / "results", "*.json") == []
+        assert "a.json cannot be read and is left out" in capsys.readouterr().err
+        assert bench.job("a", writer('{"seconds": [2.0]}'), env={}, key="1")["seconds"] == [2.0]
+        assert "a.json cannot be read; it is measured again" in capsys.readouterr().out
+
+
+def test_every_result_names_the_commit_it_was_measured_at(
+    step: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, machine = a_bench(step, tmp_path, monkeypatch), step("machine")
+    machine.check(tmp_path / "results" / "machine.json")
+    for name in ("old", "new"):
+        monkeypatch.setattr(machine, "commit", lambda name=name: name)
+        assert bench.job(name, writer('{"seconds": [1.0]}'), env={}, key="1")["commit"] == name
+    assert "measured at commit new, old." in step("table").described(tmp_path / "results")
+
+
+def test_id_files_are_named_by_what_they_hold(step: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another file of HH pairs, or another model of the same name, has ids of its own."""
+    bench = a_bench(step, tmp_path, monkeypatch)
+    found = []
+    for words in (1000, 2000, 1000):
+        step("cell").write_json(tmp_path / "model" / "config.json", {"vocab_size": words})
+        found.append(dataclasses.replace(bench, model=str(tmp_path / "model")).ids("hh"))
+    assert found[0] == found[2] != found[1]
+    for path in found:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        assert path.name == f"fixed-48-{content['sha256'][:12]}.json"
+        assert len(content["pairs"]) == 8
+
+    def written(command: list[str], **_: Any) -> None:
+        step("cell").write_json(Path(command[3]) / "x.json", {"hh": command[-1]})
+
+    monkeypatch.setattr(subprocess, "run", written)
+    real = dataclasses.replace(bench, model=str(tmp_path / "model"), quick=False)
+    files = []
+    for text in ("one", "another"):
+        (tmp_path / "hh").write_text(text, encoding="utf-8")
+        files.append(dataclasses.replace(real, hh=tmp_path / "hh").ids("hh"))
+    assert files[0] != files[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--what", "laddr"], "--what laddr: it may be compare, flops, ladder, scaling"),
+        (["--mode", "lora,qlora"], "--mode qlora: it may be full, lora"),
+        (["--only", "hhh"], "--only hhh: it may be hh, uf, tldr, rag"),
+        (["--what", "ladder", "--hh", "nowhere.gz"], "--hh nowhere.gz: there is no such file"),
+        (["--peers", "nowhere"], "or leave them out by --what flops,ladder,scaling"),
+    ],
+)
+def test_options_that_name_nothing_end_the_run(
+    words: list[str], said: str, step: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench.py", *words])
+    with pytest.raises(SystemExit, match=said):
+        step("bench").main()
 
 
 def result(step: Any, *, seconds: list[float], contender: str) -> dict[str, Any]:
