@@ -277,3 +277,25 @@ def test_every_bar_of_precision_counts(step: Any) -> None:
         assert said({name: 2 * wide[name]}) == "fail: shared in float32"
     for name in ("rms_nats_a_token", "bias_of_pairs", "bias_of_margins"):
         assert said({name: 1.1 * narrow[name]}) == "fail: shared in bfloat16"
+
+
+def test_every_rung_of_the_ladder_is_the_same_step(step: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One model serves all of them: each begins at the weights that were loaded."""
+    model, cell = tiny.folder(tmp_path / "model"), step("cell")
+    pairs = step("ids").synthetic("fixed-32", count=3, words=250)
+    rows = [[pair.prompt, pair.chosen, pair.rejected] for pair in pairs]
+    cell.write_json(tmp_path / "ids.json", {"pairs": rows})
+    words = ["equal", "--model", str(model), "--pairs-file", str(tmp_path / "ids.json"), "--threads", "2"]
+    monkeypatch.setattr(sys, "argv", ["ladder.py", *words, "--pairs", "3", str(tmp_path / "out.json")])
+    before = torch.get_num_threads()
+    try:
+        step("ladder").main()
+    finally:
+        torch.set_num_threads(before)
+    found = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert set(found["rungs"]) == set(cell.RUNGS)
+    for rung in found["rungs"].values():
+        assert rung["float32"]["loss"] < 1e-5
+        assert rung["float32"]["gradient"] < 1e-5
+    assert found["rungs"]["naive"]["float32"] == {"loss": 0.0, "gradient": 0.0}
+    assert found["rungs"]["naive"]["bfloat16"]["gradient"] > 1e-4
