@@ -6,7 +6,7 @@
 
 The answers are those of `druthers sample` and the training pairs those of `druthers judge`; this script only fixes
 their settings, leaves out answers that hold control tokens, splits by prompt, and counts. The held-out prompts have a
-file of their own, written after the recipe was settled; a tenth of the others are for its development and never
+file of their own, looked at twice (the data card says how); a tenth of the others are for its development and never
 trained on. A pair of either is the best against the worst answer of its prompt, whatever the two look like: what is
 measured is not picked to be learned easily.
 """

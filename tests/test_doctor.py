@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
 
 from druthers import doctor
 from druthers.doctor import Check, examine, ready
@@ -132,3 +133,11 @@ def test_what_a_setting_may_be_is_said_in_words(key: str, allowed: str) -> None:
 def test_the_checks_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         cast(Any, examine(version=nothing_installed)[0]).state = "ok"
+
+
+def test_the_attention_line_names_the_compute_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that a run would take, since kernels depend on it."""
+    for fast, named in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr("druthers.models.fast_bfloat16", lambda device, fast=fast: fast)
+        said = doctor.attention_check(torch.device("cpu")).value
+        assert said == f"for {named} compute, tried on the model in this order: block"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -66,10 +66,36 @@ def test_only_cuda_in_half_precision_has_a_choice(monkeypatch: pytest.MonkeyPatc
     """flash-attn where it is installed, before torch's own."""
     for device, kind in ((CPU, torch.bfloat16), (CPU, torch.float32), (CUDA, torch.float32)):
         assert candidates(device, kind) == ("block",)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    have(monkeypatch)
     assert candidates(CUDA, torch.bfloat16) == ("varlen", "flex", "block")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "flash_attn")
+    have(monkeypatch, flash_attn=SimpleNamespace(flash_attn_varlen_func=fake.flash_attn_2))
     assert candidates(CUDA, torch.float16) == ("flash-attn", "varlen", "flex", "block")
+
+
+def have(monkeypatch: pytest.MonkeyPatch, **packages: SimpleNamespace | Exception) -> None:
+    """flash-attn's packages are these, or raise this at their import."""
+
+    def imported(name: str) -> Any:
+        if name not in packages:
+            raise ModuleNotFoundError(name)
+        if isinstance(packages[name], Exception):
+            raise packages[name]
+        return packages[name]
+
+    monkeypatch.setattr(importlib, "import_module", imported)
+
+
+@pytest.mark.parametrize("broken", [SimpleNamespace(), ImportError("undefined symbol"), OSError("libcudart.so.11.0")])
+def test_a_flash_attn_that_does_not_work_counts_as_absent(
+    broken: SimpleNamespace | Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty folder of its name is a package too."""
+    have(monkeypatch, flash_attn=broken)
+    assert candidates(CUDA, torch.bfloat16) == ("varlen", "flex", "block")
+    with pytest.raises(ImportError, match="flash-attn is not installed, or does not load"):
+        kernels.flash_attn()
+    have(monkeypatch, flash_attn_interface=broken, flash_attn=SimpleNamespace(flash_attn_varlen_func=fake.flash_attn_2))
+    assert candidates(CUDA, torch.bfloat16)[0] == "flash-attn"
 
 
 @pytest.mark.parametrize("installed", [("flash_attn",), ("flash_attn_interface", "flash_attn")])
@@ -77,12 +103,14 @@ def test_the_newest_flash_attn_is_taken(installed: tuple[str, ...], monkeypatch:
     """Version 3 has a package of its own name."""
     asked: list[str] = []
 
-    def imported(name: str) -> SimpleNamespace:
-        asked.append(name)
-        return SimpleNamespace(flash_attn_varlen_func=fake.flash_attn_2)
+    def package(name: str) -> SimpleNamespace:
+        def called(*given: Any, **named: Any) -> torch.Tensor:
+            asked.append(name)
+            return fake.flash_attn_2(*given, **named)
 
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name in installed or None)
-    monkeypatch.setattr(importlib, "import_module", imported)
+        return SimpleNamespace(flash_attn_varlen_func=called)
+
+    have(monkeypatch, **{name: package(name) for name in installed})
     row = torch.randn(5, 2, 8)
     found = kernels.flash_attn()(row, row, row, None, (Tree(2, (1, 2)),), PLAIN)
     assert asked == [installed[0]]

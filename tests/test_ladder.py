@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from typing import Any
@@ -286,3 +287,14 @@ def test_text_names_rung_error_and_reasons() -> None:
     """As the screen shows it."""
     assert Found("padded").text == "padded"
     assert loaded("Llama", {}).layout.text.startswith("shared (within ")
+
+
+def test_a_window_too_long_to_try_costs_no_pairs() -> None:
+    """The pairs for kernels are as many as without one, and fewer where they are longer than the window."""
+    scorer = loaded("Llama", {}).scorer
+    found = {
+        window: ladder.yardstick(scorer, VOCAB, window, torch.device("cpu"), contextlib.nullcontext).pairs
+        for window in (None, 100, 2**15)
+    }
+    assert [len(pairs) for pairs in found.values()] == [ladder.MANY] * 3
+    assert found[None] == found[2**15] != found[100]

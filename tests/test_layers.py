@@ -52,6 +52,7 @@ def read_table(page: str) -> Table:
         if cells[0] in ROWS and line.startswith(" "):
             for cell in cells[1:]:
                 if re.fullmatch(r"\w+", name := cell.strip("()")):
+                    assert name not in row, f"{name} stands twice in the table of rows"
                     row[name] = cells[0]
                     planned |= {name} if cell.startswith("(") else set()
     return Table(row, frozenset(planned))
@@ -107,6 +108,14 @@ def shown(offences: list[Import]) -> list[str]:
 def test_every_room_has_a_row_and_what_is_planned_does_not_stand_yet() -> None:
     rooms = {room(name) for name in FILES} - {""}
     assert rooms == set(TABLE.row) - TABLE.planned
+
+
+def test_no_place_is_listed_twice() -> None:
+    places = re.findall(r"^\| `([\w/.]+)` \|", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), re.M)
+    assert [place for place in places if places.count(place) > 1] == []
+    assert len(places) > len(ROWS)
+    with pytest.raises(AssertionError, match="config stands twice"):
+        read_table(" nouns    records  config  config\n")
 
 
 def test_arrows_go_down() -> None:

@@ -81,7 +81,6 @@ def test_long_rows_in_float32(layout: Layout, window: int | None) -> None:
 
 
 ADAPTERS: dict[str, Compute] = {
-    "torch 2.10": over_trees(by_torch(fake.torch_2_10)),
     "torch 2.11": over_trees(by_torch(fake.torch_2_11)),
     "torch 2.13": EXACT,
     "flash-attn 2": over_trees(by_flash_attn(fake.flash_attn_2)),
@@ -95,8 +94,7 @@ ROW: Layout = (Tree(5, (2, 3, 1)), Tree(4), Tree(3, (6, 2)))
 def test_every_signature_says_the_same_or_refuses(name: str, window: int | None, softcap: float | None) -> None:
     """Scale, groups and windows reach the function whatever it calls them; what it lacks is refused."""
     rows, terms = drawn(ROW), Terms(0.7, softcap, window)
-    lacks = (window is not None and name == "torch 2.10") or (softcap is not None and name == "flash-attn 3")
-    if lacks:
+    if softcap is not None and name == "flash-attn 3":
         with pytest.raises(ValueError, match="before"):
             results(ADAPTERS[name], ROW, terms, rows)
         return

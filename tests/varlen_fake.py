@@ -48,22 +48,6 @@ def longest(starts: Tensor) -> int:
     return int(starts.diff().max())
 
 
-def torch_2_10(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cu_seq_q: Tensor,
-    cu_seq_k: Tensor,
-    max_q: int,
-    max_k: int,
-    is_causal: bool = False,  # noqa: FBT001, FBT002 - torch's signature
-    return_aux: object = None,
-) -> Tensor:
-    """torch 2.10: no scale, no window, no groups."""
-    window = (-1, 0) if is_causal else (-1, -1)
-    return torch_2_11(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, window_size=window)
-
-
 def torch_2_11(
     query: Tensor,
     key: Tensor,

@@ -2,12 +2,13 @@
 
     gpu.py --shape llama-1b --lengths hh --peak 989 [--kernels varlen flex block] [--budget 16384] [--out result.json]
 
-Shapes have random weights, made from a configuration; nothing is downloaded. Pairs have random ids and log-normal
-lengths. A step is `--step` pairs forward and backward through the project's own training loop, clipping and the
-optimizer, with reference scores given; every variant runs in this process, forwards and backwards (A-B-C-C-B-A) for
-`--rounds` rounds. FLOPs are those really done: every token of the rows as they are laid out (padding too), the head's
-logits made twice, attention as its kernel makes it again in the backward. `--peak` is the card's dense rate in TFLOP/s
-in the compute type. `--device cpu --shape tiny` checks the script anywhere.
+Shapes have random weights, made from a configuration; nothing is downloaded. Pairs have random ids and the lengths of
+benchmarks/step: HH-, UltraFeedback-, TL;DR- or retrieval-like. A step is `--step` pairs forward and backward through
+the project's own training loop, clipping and the optimizer, with reference scores given; every variant runs in this
+process, forwards and backwards (A-B-C-C-B-A) for `--rounds` rounds. FLOPs are those really done: every token of the
+rows as they are laid out (padding too), the head's logits made twice, attention as its kernel makes it again in the
+backward. `--peak` is the card's dense rate in TFLOP/s in the compute type. `--device cpu --shape tiny` checks the
+script anywhere.
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
+sys.path.append(str(Path(__file__).resolve().parents[1] / "step"))
+
+import ids
+import run_druthers
 import torch
 from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig
 
@@ -33,6 +38,7 @@ from druthers.crew import Crew, crew_of
 from druthers.ladder import BLOCKWISE
 from druthers.losses import LOSSES
 from druthers.models import Loaded, trainable
+from druthers.recompute import recomputing
 from druthers.tokens import TokenizedPair
 from druthers.train import loop
 
@@ -54,9 +60,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 """Llama-3.2-1B and Llama-3-8B; embeddings are tied in all but the last."""
-LENGTHS = {"hh": ((175, 0.8), (70, 0.8)), "ultrafeedback": ((175, 1.0), (300, 0.6))}
-"""Mean and coefficient of variation of prompts and of responses, in tokens."""
-LONGEST = 1024
 Row = dict[str, Any]
 
 
@@ -77,7 +80,7 @@ def options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="llama-1b")
-    parser.add_argument("--lengths", choices=LENGTHS, default="hh")
+    parser.add_argument("--lengths", choices=ids.SHAPES, default="hh")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--adapter", choices=("none", "lora"), default="none")
     parser.add_argument("--weights", choices=("float32", "bfloat16"), default="float32", help="type of the masters")
@@ -126,21 +129,9 @@ def made_model(args: argparse.Namespace) -> Loaded:
 
 
 def drawn(args: argparse.Namespace, count: int) -> list[TokenizedPair]:
-    """Pairs of random ids; lengths are log-normal, and cut."""
-    random = np.random.default_rng(0)
-
-    def lengths(mean: float, variation: float) -> list[int]:
-        spread = np.sqrt(np.log(1 + variation**2))
-        drawn_ = random.lognormal(np.log(mean) - spread**2 / 2, spread, count)
-        return np.clip(drawn_.round(), 4, LONGEST).astype(int).tolist()
-
-    prompt, response = LENGTHS[args.lengths]
-    vocabulary = SHAPES[args.shape]["vocab_size"]
-    found = []
-    for i, sizes in enumerate(zip(lengths(*prompt), lengths(*response), lengths(*response), strict=True)):
-        ids = [tuple(random.integers(1, vocabulary, size).tolist()) for size in sizes]
-        found.append(TokenizedPair(str(i), *ids, (True,) * sizes[1], (True,) * sizes[2]))
-    return found
+    """Pairs of random ids with the log-normal lengths of benchmarks/step."""
+    found = ids.synthetic(args.lengths, count=count, words=SHAPES[args.shape]["vocab_size"])
+    return [run_druthers.tokenized(TokenizedPair, pair, str(i)) for i, pair in enumerate(found)]
 
 
 def flops(pairs: list[TokenizedPair], variant: Variant, args: argparse.Namespace, loaded: Loaded) -> float:
@@ -216,16 +207,13 @@ def measured(crew: Crew, variant: Variant, pairs: list[TokenizedPair], args: arg
 
 
 def prepared(args: argparse.Namespace, loaded: Loaded) -> tuple[Crew, Any]:
-    """Who computes, and the optimizer; layers compiled or checkpointed where asked for."""
+    """Who computes, and the optimizer; layers compiled where asked for."""
     crew = crew_of(loaded)
     optimizer = loop.make_optimizer(loaded, TrainSettings(learning_rate=1e-6)) if args.optimizer == "adamw" else None
     if args.compile:
         for kernel in (BLOCKWISE, *kernels.KERNELS):
             outside(kernel)
     for member in crew.members:
-        if args.checkpointing:
-            member.model.train()
-            member.causal.gradient_checkpointing_enable({"use_reentrant": False})
         if args.compile:
             apart(member.causal.base_model)
             for layer in member.causal.base_model.layers:
@@ -275,7 +263,8 @@ def main() -> None:
     variants = [Variant(rung, kernel) for rung in args.rungs for kernel in (names if rung != "padded" else [BLOCKWISE])]
     crew, optimizer = prepared(args, loaded)
     order = [*variants, *reversed(variants)] * args.rounds
-    rows = [measured(crew, variant, pairs, args, optimizer) for variant in order]
+    with recomputing(crew.members, "layers" if args.checkpointing else "none"):
+        rows = [measured(crew, variant, pairs, args, optimizer) for variant in order]
     work = {
         variant.name: statistics.mean(
             flops(pairs[start : start + args.step], variant, args, loaded) for start in range(0, len(pairs), args.step)

@@ -1,8 +1,8 @@
 """druthers, TRL and a plain loop side by side: `make bench`, or `bench.py --help` with an environment for the peers.
 
 Every measurement is a process of its own and a file under results/; what stands there is not run again unless its code,
-settings or pairs have changed, so a run that was stopped continues. Within a block the contenders go forwards and
-backwards (A-B-B-A). The driver needs the standard library alone.
+settings or pairs have changed or it cannot be read, so a run that was stopped continues. Within a block the contenders
+go forwards and backwards (A-B-B-A). The driver needs the standard library alone.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from typing import Any
 
 import machine
 import table
-from cell import RUNGS, SPAWNED, Spec, write_json
+from cell import RATE, RUNGS, SPAWNED, Spec, read_json, write_json
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -90,16 +91,23 @@ class Bench:
         )
 
     def ids(self, shape: str) -> Path:
-        """The id file of a shape, written when it is not there."""
+        """The id file of a shape, written when it is not there.
+
+        Its folder is named by what it is made from, the file by its content.
+        """
         shape = "fixed-48" if self.quick and shape in SIZES else shape
         count = 8 if self.quick else COUNTS.get(shape, 16)
-        real = shape == "hh" and self.hh is not None
-        path = KEPT / "ids" / Path(self.model).name / f"{shape}-{count}{'-real' if real else ''}.json"
-        if not path.is_file():
-            command = [sys.executable, str(HERE / "ids.py"), shape, str(path), "--model", self.model]
-            command += ["--count", str(count), *(["--hh", str(self.hh)] if real else [])]
+        sources = [HERE / "ids.py", HERE / "cell.py", *sorted(Path(self.model).glob("*.json"))]
+        told, made = ["--count", str(count)], ""
+        if shape == "hh" and self.hh is not None:
+            told, made, sources = [*told, "--hh", str(self.hh)], own_code(), [*sources, self.hh]
+        key = hashlib.sha256(f"{digest(sources)} {made}".encode()).hexdigest()[:16]
+        folder = KEPT / "ids" / f"{shape}-{count}-{key}"
+        if not (found := list(folder.glob("*.json"))):
+            command = [sys.executable, str(HERE / "ids.py"), shape, str(folder), "--model", self.model, *told]
             subprocess.run(command, check=True, env={**os.environ, **OURS})
-        return path
+            found = list(folder.glob("*.json"))
+        return found[0]
 
     def cell(self, name: str, spec: Spec, *, may_fail: bool = False) -> dict[str, Any]:
         """The result of a contender's cell."""
@@ -122,13 +130,17 @@ class Bench:
     ) -> dict[str, Any]:
         """Run a command whose last argument is the file it writes, unless its result is there."""
         path, stamp = self.results / f"{name}.json", hashlib.sha256(key.encode()).hexdigest()[:16]
-        if path.is_file() and (found := json.loads(path.read_text(encoding="utf-8"))).get("key") == stamp:
-            return found
+        there = read_json(path) if path.is_file() else {}
+        if there is None:
+            print(f"{path} cannot be read; it is measured again", flush=True)
+        elif there.get("key") == stamp:
+            return there
         log, out = KEPT / "logs" / f"{name}.log", KEPT / "out" / f"{name}.json"
         for file in (log, out):
             file.parent.mkdir(parents=True, exist_ok=True)
         out.unlink(missing_ok=True)
-        since, others = time.time(), {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        commit, since = machine.commit(), time.time()
+        others = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         with log.open("w", encoding="utf-8") as screen:
             done = subprocess.run(
                 [*command, str(out)],
@@ -142,7 +154,7 @@ class Bench:
             tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-15:])
             sys.exit(f"{tail}\n{name} ended with code {done.returncode}; its log is {log}")
         result = {"failed": done.returncode} if failed else json.loads(out.read_text(encoding="utf-8"))
-        result |= {"key": stamp, "took": round(time.time() - since, 1)}
+        result |= {"key": stamp, "took": round(time.time() - since, 1), "commit": commit}
         write_json(path, result)
         print(f"{time.strftime('%H:%M:%S')}  {name}  {table.brief(result)}  ({result['took']:.0f} s)", flush=True)
         return result
@@ -216,13 +228,13 @@ def flops(bench: Bench, mode: str) -> None:
 
 
 def ladder(bench: Bench) -> None:
-    """Every rung forwards and backwards, and the equality of all."""
-    ids = bench.ids("hh" if not bench.quick else "fixed-128")
+    """Every rung forwards and backwards (forwards alone when quick), and the equality of all."""
+    ids = bench.ids("hh")
     same = ["--model", bench.model, "--pairs-file", str(ids), "--threads", str(bench.threads)]
     script = [sys.executable, str(HERE / "ladder.py")]
     key = f"{code(HERE / 'ladder.py')} {own_code()} {digest([ids])} {Path(bench.model).name} {bench.threads}"
-    steps = ["--steps", "1" if bench.quick else "2", "--pairs-per-step", "4" if bench.quick else "16"]
-    for turn, rungs in enumerate((RUNGS, RUNGS[::-1])):
+    steps = ["--steps", "1" if bench.quick else "2", "--pairs-per-step", "2" if bench.quick else "16"]
+    for turn, rungs in enumerate((RUNGS,) if bench.quick else (RUNGS, RUNGS[::-1])):
         for rung in rungs:
             name = f"ladder/{RUNGS.index(rung)}-{rung.replace(' ', '-')}-{turn}"
             bench.job(name, [*script, "time", *same, *steps, rung], env=OURS, key=f"{key} {rung} {steps}")
@@ -239,7 +251,7 @@ def scaling(bench: Bench) -> None:
 
     for length in LENGTHS[:2] if bench.quick else LENGTHS:
         one(f"length-{length}", f"fixed-{length}", pairs=16)
-    for budget in BUDGETS[:2] if bench.quick else BUDGETS:
+    for budget in BUDGETS[:1] if bench.quick else BUDGETS:
         one(f"budget-{budget}", "hh", pairs=16, token_budget=budget)
     for pairs in STEP_SIZES[:1] if bench.quick else STEP_SIZES:
         one(f"pairs-{pairs}", "hh", pairs=pairs)
@@ -270,12 +282,25 @@ def default_model() -> str:
     ).stdout.strip()
 
 
+def check(args: argparse.Namespace) -> None:
+    """End the run with one sentence where an option names nothing."""
+    for option, asked, known in (("what", args.what, PARTS), ("mode", args.mode, RATE), ("only", args.only, SIZES)):
+        for name in asked.split(","):
+            if name not in known:
+                sys.exit(f"--{option} {name}: it may be {', '.join(known)}")
+    if args.hh and not args.hh.is_file():
+        sys.exit(f"--hh {args.hh}: there is no such file; name train.jsonl.gz of harmless-base")
+    if args.model and not (Path(args.model) / "config.json").is_file():
+        sys.exit(f"--model {args.model}: the folder has no config.json; name a Hugging Face model folder")
+    if "compare" in args.what.split(",") and not args.table and not Path(args.peers).is_file():
+        rest = ",".join(part for part in PARTS if part != "compare")
+        sys.exit(f"--peers {args.peers}: there is no such python; use `make bench`, or leave them out by --what {rest}")
+
+
 def blocks(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
     """Shapes and modes to compare."""
     modes = args.mode.split(",")
     for shape in args.only.split(","):
-        if shape not in SIZES:
-            sys.exit(f"--only {shape}: the shapes are {', '.join(SIZES)}")
         for mode in modes if shape == "hh" else ["full"] if "full" in modes else []:
             yield shape, mode
 
@@ -301,9 +326,14 @@ def measure(args: argparse.Namespace, results: Path) -> None:
 def main() -> None:
     """Measure, and print the table."""
     args = options()
+    check(args)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # which ends what is being measured too
     results = args.results or (KEPT / "quick" if args.quick else HERE / "results")
     if not args.table:
-        measure(args, results)
+        try:
+            measure(args, results)
+        except KeyboardInterrupt:
+            sys.exit("stopped; what was measured is kept, and the same command continues")
     text = table.whole(results)
     print(text)
     if args.docs:

@@ -51,7 +51,6 @@ class Spec:
     micro_batch: int = 1
     attention: str = "sdpa"
     memory: str = "huge pages"
-    compiled: bool = False
     token_budget: int = 2048
     count_flops: bool = False
 
@@ -185,6 +184,15 @@ def versions() -> dict[str, str]:
         except ImportError:
             continue
     return found
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file, None where there is none to be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def write_json(path: Path, value: object) -> None:

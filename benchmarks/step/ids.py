@@ -1,4 +1,6 @@
-"""Write an id file: `ids.py SHAPE OUT.json --model FOLDER --count N [--hh train.jsonl.gz]`; needs druthers.
+"""Write an id file: `ids.py SHAPE FOLDER --model FOLDER --count N [--hh train.jsonl.gz]`; needs druthers.
+
+The file is named by the digest of its pairs, so that the pairs of another file are never taken for these.
 
 HH with `--hh` are pairs of Anthropic's HH transcripts, curated by `druthers curate --recipe hh` and drawn with a fixed
 seed. All other shapes are random ids with log-normal lengths, the same every time: only their time is measured.
@@ -102,7 +104,7 @@ def main() -> None:
     """Write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shape")
-    parser.add_argument("out", type=Path)
+    parser.add_argument("folder", type=Path)
     parser.add_argument("--model", required=True)
     parser.add_argument("--count", type=int, required=True)
     parser.add_argument("--hh", type=Path)
@@ -117,9 +119,8 @@ def main() -> None:
     rows = [[list(pair.prompt), list(pair.chosen), list(pair.rejected)] for pair in found]
     digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     source = "Anthropic HH harmless" if real else "random ids"
-    cell.write_json(
-        args.out, {"shape": args.shape, "source": source, "sha256": digest, "mean": lengths_of(found), "pairs": rows}
-    )
+    whole = {"shape": args.shape, "source": source, "sha256": digest, "mean": lengths_of(found), "pairs": rows}
+    cell.write_json(args.folder / f"{args.shape}-{digest[:12]}.json", whole)
 
 
 if __name__ == "__main__":

@@ -84,9 +84,9 @@ def scores_at(rung: str, base: Loaded, pairs: Sequence[TokenizedPair]) -> refere
     return lambda batch, some, _: torch.tensor([known[pair.id].tolist() for pair in some], dtype=torch.float64).T
 
 
-def loaded(args: argparse.Namespace, rung: str, precision: str = "auto") -> Loaded:
+def loaded(args: argparse.Namespace, rung: str) -> Loaded:
     """The model with the layout of a rung."""
-    settings = ModelSettings(path=args.model, layout=layout_of(rung), precision=precision)
+    settings = ModelSettings(path=args.model, layout=layout_of(rung))
     return models.load(settings, threads=args.threads)
 
 
@@ -126,10 +126,19 @@ def disturb(policy: Loaded) -> None:
             weight.add_(torch.randn(weight.shape, generator=draw), alpha=NOISE * weight.std().item())
 
 
-def one_step(args: argparse.Namespace, rung: str, precision: str) -> tuple[Tensor, Tensor]:
+@torch.no_grad()
+def as_loaded(model: Loaded, start: dict[str, Tensor], rung: str, precision: str) -> Loaded:
+    """The model with the weights it was loaded with, without gradients, at a rung and in a compute type."""
+    for name, weight in trainable(model).items():
+        weight.copy_(start[name])
+        weight.grad = None
+    models.set_rung(model, layout_of(rung))
+    layout = replace(model.layout, rung=layout_of(rung))
+    return replace(model, layout=layout, compute=getattr(torch, precision))
+
+
+def one_step(policy: Loaded, pairs: Sequence[TokenizedPair], rung: str) -> tuple[Tensor, Tensor]:
     """Losses (pairs,) and the whole gradient of one set of pairs at a rung."""
-    pairs = read(args, steps=1, size=args.pairs)[1]
-    policy = loaded(args, rung, precision)
     scores = scores_at(rung, policy, pairs)
     disturb(policy)
     crew: Crew = crew_at(rung, policy)
@@ -143,12 +152,15 @@ def one_step(args: argparse.Namespace, rung: str, precision: str) -> tuple[Tenso
 
 def equal(args: argparse.Namespace) -> dict[str, Any]:
     """Largest difference of a pair's loss, and relative difference of the gradient, from the naive float32 step."""
-    plain_P, slope = one_step(args, RUNGS[0], "float32")
+    pairs = read(args, steps=1, size=args.pairs)[1]
+    model = loaded(args, RUNGS[-1])
+    start = {name: weight.detach().clone() for name, weight in trainable(model).items()}
+    plain_P, slope = one_step(as_loaded(model, start, RUNGS[0], "float32"), pairs, RUNGS[0])
     found: dict[str, Any] = {"pairs": args.pairs, "loss": plain_P.mean().item(), "rungs": {}}
     for rung in RUNGS:
         row = {}
         for precision in ("float32", "bfloat16"):
-            loss_P, grad = one_step(args, rung, precision)
+            loss_P, grad = one_step(as_loaded(model, start, rung, precision), pairs, rung)
             row[precision] = {
                 "loss": (loss_P - plain_P).abs().max().item(),
                 "gradient": ((grad - slope).norm() / slope.norm()).item(),

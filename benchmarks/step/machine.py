@@ -1,8 +1,7 @@
-"""The machine of the measurements: named once beside the results, and never mixed with another."""
+"""The machine of the measurements: named once beside the results, and never mixed with another; and the commit."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -10,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cell import write_json
+from cell import read_json, write_json
 
 FLAGS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
 SAME = ("cpu", "cores")
@@ -30,7 +29,7 @@ def cores() -> int:
 
 
 def describe() -> dict[str, object]:
-    """Processor, cores, what multiplies bfloat16, memory, kernel, and the commit that is measured."""
+    """Processor, cores, what multiplies bfloat16, memory and kernel."""
     text = cpuinfo()
     name = re.search(r"model name\s*: (.*)", text)
     flags = set(text.partition("flags")[2].partition("\n")[0].split())
@@ -42,23 +41,29 @@ def describe() -> dict[str, object]:
         "memory_gib": round(memory, 1),
         "system": f"{platform.system()} {platform.release().split('-')[0]}",
         "python": platform.python_version(),
-        "commit": commit(),
     }
 
 
 def commit() -> str:
-    """The commit of the checkout, with a mark when files differ from it."""
-    here = Path(__file__).parent
-    asked = ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
-    done = subprocess.run(asked, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    return done.stdout.strip() or "unknown"
+    """The commit of the checkout, with a mark when druthers or this folder differs from it, results aside."""
+
+    def git(*words: str) -> str:
+        here = Path(__file__).parent
+        done = subprocess.run(["git", *words], cwd=here, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        return done.stdout.strip()
+
+    found = git("rev-parse", "--short=10", "HEAD")
+    changed = git("status", "--porcelain", "--", ".", "../../src", ":!results")
+    return f"{found}-dirty" if found and changed else found or "unknown"
 
 
 def check(path: Path) -> None:
     """Write the description, or end the run when the results beside it are another machine's."""
     now = describe()
     if path.is_file():
-        then = json.loads(path.read_text(encoding="utf-8"))
+        then = read_json(path)
+        if then is None or any(name not in then for name in SAME):
+            sys.exit(f"{path} cannot be read; restore it, or name another folder with --results")
         if any(then[name] != now[name] for name in SAME):
             sys.exit(
                 f"{path.parent} holds results of {then['cpu']} with {then['cores']} cores, and this is {now['cpu']} "

@@ -16,6 +16,17 @@ import cell
 SEED = 0
 
 
+def release_every(steps: int) -> int:
+    """Steps after which freed memory goes back: once in the timed ones, oftener than in a run, where there are several.
+
+    A run does it after every eighth step, which few timed steps would never see.
+
+    >>> release_every(4), release_every(1)
+    (4, 8)
+    """
+    return min(steps, 8) if steps > 1 else 8
+
+
 class Done(Exception):
     """The last timed step has ended; what a run does at its end (evaluation, checkpoint) is not part of a step."""
 
@@ -99,7 +110,7 @@ def contend() -> None:
     spec, record = cell.read_spec(), cell.Record()
     steps = cell.steps_of(cell.read_pairs(spec.pairs_file), steps=spec.steps, size=spec.pairs_per_step)
     from druthers import models, pipeline, run
-    from druthers.train import train
+    from druthers.train import loop, train
 
     record.imported()
     pairs = handed_over(steps, size=spec.pairs_per_step)
@@ -108,10 +119,15 @@ def contend() -> None:
         settings = settings_of(spec, scratch=scratch, total=len(steps))
         pipeline.prepare(settings)
         policy = models.load(settings.model, seed=settings.seed)
-        with counting(wanted=spec.count_flops) as flops, run.open_run(settings) as place, contextlib.suppress(Done):
+        with (
+            mock.patch.object(loop, "RELEASE_EVERY", release_every(spec.steps)),
+            counting(wanted=spec.count_flops) as flops,
+            run.open_run(settings) as place,
+            contextlib.suppress(Done),
+        ):
             watch = Watch(record, len(steps), flops)
             train(place, settings, policy, pairs=pairs, heldout=pairs[-1:], note=watch.note, scoring=watch.scoring)
-    cell.write_result(spec, record, steps, in_effect=in_effect(policy))
+    cell.write_result(spec, record, steps, in_effect=in_effect(policy) | {"release_every": release_every(spec.steps)})
 
 
 def in_effect(policy: Any) -> dict[str, Any]:

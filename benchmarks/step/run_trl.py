@@ -84,7 +84,6 @@ def config(spec: cell.Spec, *, scratch: str) -> DPOConfig:
         "precompute_ref_log_probs": True,
         "precompute_ref_batch_size": micro,
         "optim": "adamw_torch_fused",
-        "torch_compile": spec.compiled,
     }
     return DPOConfig(**equal, **tuned)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cell import RUNGS
+from cell import RUNGS, read_json
 
 EPOCH = 1000
 """Pairs of the epoch that is estimated."""
@@ -74,9 +74,15 @@ def gib(count: float) -> str:
 
 
 def read(results: Path, pattern: str) -> list[Row]:
-    """Results whose names match, in order, failed ones left out."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob(pattern))]
-    return [row for row in found if "failed" not in row]
+    """Results whose names match, in order; failed ones are left out, and unreadable ones with a sentence."""
+    found = []
+    for path in sorted(results.glob(pattern)):
+        row = read_json(path)
+        if row is None:
+            print(f"{path} cannot be read and is left out; measure it again", file=sys.stderr)
+        elif "failed" not in row:
+            found.append(row)
+    return found
 
 
 def brief(result: Row) -> str:
@@ -216,8 +222,7 @@ def scaling(results: Path) -> str:
     for kind, name in kinds.items():
         paths = sorted(results.glob(f"scaling/{kind}-*.json"), key=lambda path: int(path.stem.split("-")[1]))
         for path in paths:
-            row = json.loads(path.read_text(encoding="utf-8"))
-            if "failed" not in row:
+            for row in read(results, str(path.relative_to(results))):
                 speed = sum(row["naive_tokens"]) / sum(row["seconds"])
                 times = f"{statistics.median(per_pair([row])):.3f}"
                 lines.append([f"{name}: {path.stem.split('-')[1]}", times, f"{speed:,.0f}", gib(row["bytes"]["peak"])])
@@ -229,16 +234,19 @@ def scaling(results: Path) -> str:
 
 def described(results: Path) -> str:
     """The machine, the versions and the pairs."""
-    path = results / "machine.json"
-    if not path.is_file():
+    found = read(results, "machine.json")
+    if not found:
         return ""
-    m = json.loads(path.read_text(encoding="utf-8"))
+    m = found[0]
     cells = read(results, "*/druthers-0.json") + read(results, "*/trl-tuned-0.json")
     packages = {name: number for row in cells for name, number in row["packages"].items()}
     versions = ", ".join(f"{name} {number}" for name, number in sorted(packages.items()))
+    commits = sorted(
+        {row["commit"] for row in [*read(results, "*.json"), *read(results, "*/*.json")] if "commit" in row}
+    )
     return (
         f"{m['cpu']}, {m['cores']} cores ({', '.join(m['flags'])}), {m['memory_gib']} GiB, {m['system']}, "
-        f"Python {m['python']}; {versions}; commit {m['commit']}."
+        f"Python {m['python']}; {versions}; measured at commit {', '.join(commits)}."
     )
 
 

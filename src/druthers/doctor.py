@@ -129,7 +129,7 @@ def device_checks(torch: ModuleType) -> Iterator[Check]:
     device = torch.device("cuda" if cuda else "cpu")
     yield cuda_check(torch) if cuda else cpu_check(torch, driver=shutil.which("nvidia-smi"))
     yield precision_check(torch, device)
-    yield attention_check(torch, device)
+    yield attention_check(device)
 
 
 def cuda_check(torch: ModuleType) -> Check:
@@ -162,15 +162,16 @@ def precision_check(torch: ModuleType, device: Any) -> Check:
     return Check("precision", "ok", f"{'bfloat16' if fast else 'float32'} compute, float32 master weights{with_what}")
 
 
-def attention_check(torch: ModuleType, device: Any) -> Check:
+def attention_check(device: Any) -> Check:
     """Which kernels there are for the attention over shared prompts; the model decides at the start of a run."""
     try:
         from druthers.kernels import candidates
+        from druthers.models import compute_type
     except ImportError as error:
         return Check("attention", "note", f"unknown until every needed package loads ({error})")
-    return Check(
-        "attention", "ok", f"tried on the model in this order: {', '.join(candidates(device, torch.bfloat16))}"
-    )
+    compute = compute_type("auto", device)
+    named, order = str(compute).removeprefix("torch."), ", ".join(candidates(device, compute))
+    return Check("attention", "ok", f"for {named} compute, tried on the model in this order: {order}")
 
 
 def bfloat16_units(torch: ModuleType) -> list[str]:

@@ -7,9 +7,9 @@ tries them in turn on the loaded model.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,8 @@ from druthers.ladder import BLOCKWISE
 
 FLASH_ATTN = ("flash_attn_interface", "flash_attn")
 """Packages of flash-attn, that of version 3 first."""
+ABSENT = (ImportError, OSError, AttributeError, RuntimeError)
+"""What a package raises that is not there, does not fit this torch, or is an empty folder of its name."""
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -40,10 +42,21 @@ class Kernel:
     widest: int | None = 256
 
 
+def flash_attn_function() -> Callable[..., Any] | None:
+    """flash-attn's function, from the newest of its packages that works; None where none does."""
+    for name in FLASH_ATTN:
+        with contextlib.suppress(*ABSENT):
+            found: Callable[..., Any] = importlib.import_module(name).flash_attn_varlen_func
+            return found
+    return None
+
+
 def flash_attn() -> Compute:
-    """flash-attn, from the newest of its packages that is installed; raises ImportError where there is none."""
-    name = next((name for name in FLASH_ATTN if importlib.util.find_spec(name)), FLASH_ATTN[-1])
-    return varlen.over_trees(varlen.by_flash_attn(importlib.import_module(name).flash_attn_varlen_func))
+    """flash-attn; raises ImportError where there is none that works."""
+    function = flash_attn_function()
+    if function is None:
+        raise ImportError("flash-attn is not installed, or does not load")
+    return varlen.over_trees(varlen.by_flash_attn(function))
 
 
 def torch_varlen() -> Compute:
@@ -69,14 +82,14 @@ KERNELS = {
 
 
 def candidates(device: torch.device, compute: torch.dtype) -> tuple[str, ...]:
-    """Kernels worth a try, the best first: on CUDA in half precision all that are installed, elsewhere block by block.
+    """Kernels worth a try, the best first: on CUDA in half precision all that load, elsewhere block by block.
 
     >>> candidates(torch.device("cpu"), torch.bfloat16), candidates(torch.device("cuda"), torch.float32)
     (('block',), ('block',))
     """
     if device.type != "cuda" or compute not in HALF:
         return (BLOCKWISE,)
-    here = any(importlib.util.find_spec(name) for name in FLASH_ATTN)
+    here = flash_attn_function() is not None
     return (*(name for name in KERNELS if here or name != "flash-attn"), BLOCKWISE)
 
 

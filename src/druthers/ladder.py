@@ -40,6 +40,8 @@ SHORT = (23, 11, 17)
 """Tokens of prompt, chosen and rejected in the made-up pair, where no window asks for more."""
 LONG = (40, 120, 90)
 """The same in the pairs for kernels, longer than a kernel's tile."""
+FAR = 2**14
+"""Tokens of a window from which on it is left out: pairs longer than that would be too long to try."""
 MANY, MOST_TOKENS = 16, 2**14
 """Pairs for kernels, fewer where a window makes them so long that they would be more tokens than that."""
 FAILURES = (ValueError, TypeError, RuntimeError, NotImplementedError, ImportError)
@@ -144,14 +146,22 @@ def climb(
     return Found("padded", tuple(tried), trials=tuple(trials))
 
 
+def looked_back(window: int | None) -> int:
+    """Tokens of a window that a made-up pair is to exceed, 0 where there is none or it is too long to try.
+
+    >>> looked_back(4096), looked_back(32768), looked_back(None)
+    (4096, 0, 0)
+    """
+    return window if window is not None and window < FAR else 0
+
+
 def made_up(
     vocabulary: int, *, window: int | None, lengths: tuple[int, int, int] = SHORT, seed: int = 0
 ) -> TokenizedPair:
     """A pair of random ids whose two responses begin differently, longer than the window."""
     draw = torch.Generator().manual_seed(seed)
     prompt, chosen, rejected = lengths
-    if window is not None and window < 2**14:
-        prompt += window
+    prompt += looked_back(window)
     ids = torch.randint(vocabulary, (prompt + chosen + rejected,), generator=draw).tolist()
     a, b = ids[prompt : prompt + chosen], ids[prompt + chosen :]
     b[0] = (a[0] + 1) % vocabulary
@@ -257,7 +267,7 @@ def times(difference: Tensor, error: float) -> float:
 
 def yardstick(scorer: Scorer, vocabulary: int, window: int | None, device: torch.device, rough: Rough) -> Yardstick:
     """Measure the plain rows, whose attention the model has."""
-    size = sum(LONG) + LONG[0] + 2 * (window or 0)
+    size = sum(LONG) + LONG[0] + 2 * looked_back(window)
     count = max(2, min(MANY, MOST_TOKENS // size))
     pairs = [made_up(vocabulary, window=window, lengths=LONG, seed=seed) for seed in range(count)]
     few = [made_up(vocabulary, window=None, lengths=LONG, seed=seed) for seed in range(2)]

@@ -135,22 +135,15 @@ def reach(terms: Terms) -> tuple[int, int]:
 def by_torch(function: Callable[..., Any]) -> Call:
     """`torch.nn.attention.varlen.varlen_attn` as it is in the installed torch.
 
-    Keys and values are repeated for their groups of queries where it has no `enable_gqa` (2.11). Where it has no
-    `window_size` (before 2.11) it is told `is_causal`, and a window raises ValueError.
+    Keys and values are repeated for their groups of queries where it has no `enable_gqa` (2.11).
     """
-    takes = inspect.signature(function).parameters
-    grouped, windowed, scaled = (name in takes for name in ("enable_gqa", "window_size", "scale"))
+    grouped = "enable_gqa" in inspect.signature(function).parameters
 
     def call(query_THD: Tensor, key_SKD: Tensor, value_SKD: Tensor, found: Packed, terms: Terms) -> Tensor:
-        groups, width = query_THD.shape[1] // key_SKD.shape[1], query_THD.shape[2]
+        groups = query_THD.shape[1] // key_SKD.shape[1]
         if groups > 1 and not grouped:
             key_SKD, value_SKD = key_SKD.repeat_interleave(groups, 1), value_SKD.repeat_interleave(groups, 1)
-        if terms.window is not None and not windowed:
-            raise ValueError("torch's variable-length attention has no window before torch 2.11")
-        if not scaled:
-            query_THD = query_THD * (terms.scale * width**0.5)
-        said: dict[str, Any] = {"window_size": reach(terms)} if windowed else {"is_causal": True}
-        said |= {"scale": terms.scale} if scaled else {}
+        said: dict[str, Any] = {"window_size": reach(terms), "scale": terms.scale}
         said |= {"enable_gqa": groups > 1} if grouped else {}
         sizes = (found.query_starts, found.key_starts, found.longest_query, found.longest_key)
         out: Tensor = function(query_THD, key_SKD, value_SKD, *sizes, **said)
