@@ -6,6 +6,7 @@ import dataclasses
 import doctest
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -279,6 +280,8 @@ def test_every_bar_of_precision_counts(step: Any) -> None:
         assert said({name: 1.1 * narrow[name]}) == "fail: shared in bfloat16"
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile wants a C++ compiler")
+@pytest.mark.filterwarnings("default")  # torch's compiler warns of other parts of torch
 def test_every_rung_of_the_ladder_is_the_same_step(step: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One model serves all of them: each begins at the weights that were loaded."""
     model, cell = tiny.folder(tmp_path / "model"), step("cell")

@@ -28,17 +28,18 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "step"))
 import ids
 import run_druthers
 import torch
-from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from druthers import kernels, models
 from druthers.attention import sequences
 from druthers.batching import laid_out, plan
+from druthers.compiled import compiling
 from druthers.config import ModelSettings, TrainSettings
 from druthers.crew import Crew, crew_of
 from druthers.ladder import BLOCKWISE
 from druthers.losses import LOSSES
 from druthers.models import Loaded, trainable
-from druthers.recompute import recomputing
+from druthers.recompute import Kind, recomputing
 from druthers.tokens import TokenizedPair
 from druthers.train import loop
 
@@ -207,45 +208,9 @@ def measured(crew: Crew, variant: Variant, pairs: list[TokenizedPair], args: arg
 
 
 def prepared(args: argparse.Namespace, loaded: Loaded) -> tuple[Crew, Any]:
-    """Who computes, and the optimizer; layers compiled where asked for."""
-    crew = crew_of(loaded)
+    """Who computes, and the optimizer."""
     optimizer = loop.make_optimizer(loaded, TrainSettings(learning_rate=1e-6)) if args.optimizer == "adamw" else None
-    if args.compile:
-        for kernel in (BLOCKWISE, *kernels.KERNELS):
-            outside(kernel)
-    for member in crew.members:
-        if args.compile:
-            apart(member.causal.base_model)
-            for layer in member.causal.base_model.layers:
-                layer.compile(dynamic=True)
-    return crew, optimizer
-
-
-@dataclass(frozen=True, eq=False)
-class Held:
-    """A layout in a box: torch.compile would make a layer anew for every tuple of another length."""
-
-    layout: Any
-
-
-def apart(backbone: Any) -> None:
-    """Attention out of the reach of torch.compile, which would trace the building of its tables."""
-
-    def boxed(module: Any, given: Any, named: Row) -> tuple[Any, Row]:
-        return given, named if named.get("layout") is None else named | {"layout": Held(named["layout"])}
-
-    backbone.register_forward_pre_hook(boxed, with_kwargs=True)
-
-
-def outside(kernel: str) -> None:
-    """A kernel, registered anew to be called uncompiled and with the box opened."""
-    own = kernels.registered(kernel)
-    inside = AttentionInterface()[own]
-
-    def attend(*given: Any, layout: Held | None = None, **named: Any) -> Any:
-        return inside(*given, layout=None if layout is None else layout.layout, **named)
-
-    AttentionInterface.register(own, torch.compiler.disable(attend, recursive=True))
+    return crew_of(loaded), optimizer
 
 
 def machine(device: torch.device) -> str:
@@ -263,7 +228,8 @@ def main() -> None:
     variants = [Variant(rung, kernel) for rung in args.rungs for kernel in (names if rung != "padded" else [BLOCKWISE])]
     crew, optimizer = prepared(args, loaded)
     order = [*variants, *reversed(variants)] * args.rounds
-    with recomputing(crew.members, "layers" if args.checkpointing else "none"):
+    again: Kind = "layers" if args.checkpointing else "none"
+    with compiling(crew.members, wanted=args.compile), recomputing(crew.members, again):
         rows = [measured(crew, variant, pairs, args, optimizer) for variant in order]
     work = {
         variant.name: statistics.mean(

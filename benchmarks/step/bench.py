@@ -220,7 +220,7 @@ def flops(bench: Bench, mode: str) -> None:
     """The box's rate, and the operations of a step, counted on one thread with the micro-batches of two."""
     out = [sys.executable, str(HERE / "matmul.py"), "--model", bench.model, "--threads", str(bench.threads)]
     out += ["--seconds", "0.05"] if bench.quick else []
-    bench.job("matmul", out, env=OURS, key=f"{code(HERE / 'matmul.py')} {out[3:]}")
+    bench.job("matmul", out, env=OURS | {"THP_MEM_ALLOC_ENABLE": "1"}, key=f"{code(HERE / 'matmul.py')} {out[3:]}")
     size = QUICK if bench.quick else SIZES["hh"]
     steps = min(2, size.steps)
     spec = bench.spec("druthers", "hh", mode, steps=steps, pairs_per_step=size.pairs, count_flops=True)

@@ -30,8 +30,9 @@ RUNGS = (
     "cached reference",
     "working copies",
     "two micro-batches side by side",
+    "compiled layers",
 )
-"""Of the ladder, each with what those before it have."""
+"""Of the ladder, each with what those before it have; a run has all but the last, which `train.compile` asks for."""
 PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "numpy", "druthers")
 
 

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from druthers import models
 from druthers.batching import Batch, Rung
+from druthers.compiled import compiling
 from druthers.config import ModelSettings, TrainSettings
 from druthers.crew import Crew, crew_of
 from druthers.logprobs import Scorer
@@ -73,7 +74,8 @@ def crew_at(rung: str, policy: Loaded) -> Crew:
     if RUNGS.index(rung) < RUNGS.index("working copies"):
         return Crew(policy, [policy], [], [{}])
     whole = crew_of(policy)
-    return whole if rung == RUNGS[-1] else replace(whole, members=whole.members[:1], sums=whole.sums[:1])
+    both = RUNGS.index(rung) >= RUNGS.index("two micro-batches side by side")
+    return whole if both else replace(whole, members=whole.members[:1], sums=whole.sums[:1])
 
 
 def scores_at(rung: str, base: Loaded, pairs: Sequence[TokenizedPair]) -> reference.Reference:
@@ -104,7 +106,7 @@ def time_rung(args: argparse.Namespace) -> dict[str, Any]:
     crew = crew_at(args.rung, policy)
     optimizer = loop.make_optimizer(policy, TrainSettings(learning_rate=cell.RATE["full"]))
     loss, seconds, losses = LOSSES["sigmoid"](beta=cell.BETA), [], []
-    with head_of(args.rung):
+    with head_of(args.rung), compiling(crew.members, wanted=args.rung == "compiled layers"):
         for step in steps:
             since = time.perf_counter()
             scored = loop.run_pairs(step, crew, scores, loss, token_budget=BUDGET, learn="learn")
@@ -142,7 +144,7 @@ def one_step(policy: Loaded, pairs: Sequence[TokenizedPair], rung: str) -> tuple
     scores = scores_at(rung, policy, pairs)
     disturb(policy)
     crew: Crew = crew_at(rung, policy)
-    with head_of(rung):
+    with head_of(rung), compiling(crew.members, wanted=rung == "compiled layers"):
         scored = loop.run_pairs(
             pairs, crew, scores, LOSSES["sigmoid"](beta=cell.BETA), token_budget=BUDGET, learn="learn"
         )

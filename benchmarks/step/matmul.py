@@ -81,15 +81,17 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    from druthers.logprobs import CHUNK
     from druthers.threads import crew_size
 
     crew = crew_size(torch.device("cpu"))
     layers, total, spent = {}, 0.0, 0.0
     for (out, into), count in linear_shapes(args.model).items():
-        tokens = min(args.tokens, 512) if out > 16384 else args.tokens  # the head works on chunks of 512
-        found = rate(lambda t=tokens, o=out, i=into: linear(t, o, i), workers=crew, seconds=args.seconds)
-        layers[f"{tokens} x {into} x {out}"] = found
-        work = 6.0 * args.tokens * out * into * count * (0.4 if out > 16384 else 1.0)  # responses: 0.4 of the tokens
+        tokens = args.tokens * 2 // 5 if out > 16384 else args.tokens  # responses: 0.4 of the tokens
+        words = min(out, CHUNK // tokens)  # the head works on blocks
+        found = rate(lambda t=tokens, o=words, i=into: linear(t, o, i), workers=crew, seconds=args.seconds)
+        layers[f"{tokens} x {into} x {words}"] = found
+        work = 6.0 * args.tokens * out * into * count * (0.4 if out > 16384 else 1.0)
         total, spent = total + work, spent + work / found
     squares = {
         f"{n} ({workers} side by side)": rate(lambda n=n: square(n), workers=workers, seconds=args.seconds)
