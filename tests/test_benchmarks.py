@@ -280,6 +280,12 @@ def test_every_bar_of_precision_counts(step: Any) -> None:
         assert said({name: 1.1 * narrow[name]}) == "fail: shared in bfloat16"
 
 
+def test_the_python_of_the_peers_may_be_named_from_here(step: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `make bench` does; it runs in another folder."""
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--peers", ".bench/peers/bin/python"])
+    assert Path(step("bench").options().peers) == Path.cwd() / ".bench/peers/bin/python"
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile wants a C++ compiler")
 @pytest.mark.filterwarnings("default")  # torch's compiler warns of other parts of torch
 def test_every_rung_of_the_ladder_is_the_same_step(step: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -267,7 +267,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--table", action="store_true", help="print the table of what was measured, run nothing")
     parser.add_argument("--docs", action="store_true", help="write the table into docs/benchmarks.md as well")
     parser.add_argument("--hh", type=Path, help="HH transcripts (train.jsonl.gz of harmless-base); else random ids")
-    parser.add_argument("--peers", default=str(KEPT / "peers" / "bin" / "python"), help="python of the peers")
+    peers = str(KEPT / "peers" / "bin" / "python")
+    parser.add_argument("--peers", type=os.path.abspath, default=peers, help="python of the peers")  # run elsewhere
     parser.add_argument("--model", help="model folder; the packaged default model when unset")
     parser.add_argument("--threads", type=int, default=machine.cores(), help="physical cores when unset")
     parser.add_argument("--results", type=Path)
