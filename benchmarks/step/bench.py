@@ -249,7 +249,7 @@ def scaling(bench: Bench) -> None:
         spec = bench.spec("druthers", shape, "full", steps=1, pairs_per_step=4 if bench.quick else pairs, **how)
         bench.cell(f"scaling/{name}", spec)
 
-    for length in LENGTHS[:2] if bench.quick else LENGTHS:
+    for length in LENGTHS[:1] if bench.quick else LENGTHS:
         one(f"length-{length}", f"fixed-{length}", pairs=16)
     for budget in BUDGETS[:1] if bench.quick else BUDGETS:
         one(f"budget-{budget}", "hh", pairs=16, token_budget=budget)
@@ -316,7 +316,8 @@ def measure(args: argparse.Namespace, results: Path) -> None:
         for shape, mode in chosen:
             compare(bench, shape, mode)
     if "flops" in what:
-        for mode in (mode for shape, mode in chosen if shape == "hh"):
+        modes = [mode for shape, mode in chosen if shape == "hh"]
+        for mode in modes[:1] if bench.quick else modes:
             flops(bench, mode)
     if "ladder" in what:
         ladder(bench)
