@@ -363,6 +363,38 @@ def test_logits_alive_do_not_grow_with_the_vocabulary(monkeypatch: pytest.Monkey
     assert sizes == [500, 600]
 
 
+@pytest.mark.parametrize("path", ["linear", "module"])
+def test_near_certainty_float32_keeps_its_digits(path: str) -> None:
+    """Large logits, log-probs of some -1e-3: values and gradients as near to float64 as those of full logits."""
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randn(200, 64, generator=draw)
+    weight[:, 0] = 1.0
+    target = torch.randint(200, (50,), generator=draw)
+    hidden = 0.2 * weight[target]
+    hidden[:, 0] = 50.0
+    head = nn.Linear(64, 200, bias=False)
+
+    def found(kind: torch.dtype, *, full: bool) -> tuple[Tensor, Tensor]:
+        h, head.weight = hidden.to(kind).requires_grad_(), nn.Parameter(weight.to(kind))
+        scorer = Scorer(nn.Identity(), head)
+        if full:
+            logps = head(h).log_softmax(-1).gather(1, target[:, None])[:, 0]
+        elif path == "linear":
+            logps = LinearLogps.apply(h, head.weight, None, target, scorer, 64)
+        else:
+            logps = module_logps(h, target, scorer, 3)
+        return logps.detach().double(), torch.autograd.grad(logps.sum(), h)[0].double()
+
+    exact, plain, own = (
+        found(torch.float64, full=True),
+        found(torch.float32, full=True),
+        found(torch.float32, full=False),
+    )
+    assert -1e-2 < exact[0].median() < -1e-4
+    for right, usual, ours in zip(exact, plain, own, strict=True):
+        assert apart(ours, right) < 1.5 * apart(usual, right) + 1e-7
+
+
 def test_words_that_a_model_rules_out_are_no_trouble() -> None:
     """A bias of minus infinity on whole blocks of words: the others score as if alone."""
     draw = torch.Generator().manual_seed(0)

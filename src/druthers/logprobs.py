@@ -90,19 +90,25 @@ def inside(target_M: Tensor, words: slice) -> tuple[Tensor, Tensor]:
     return among_M, torch.where(among_M, target_M - words.start, 0)[:, None]
 
 
-def look(logits_MW: Tensor, target_M: Tensor, words: slice) -> tuple[Tensor, Tensor]:
-    """The targets' logits, 0 where they are not among the words, and the log-sum of the words; the block is spent."""
+def look(logits_MW: Tensor, target_M: Tensor, words: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of the targets (0 where not among the words), the largest logit, and the sum of exp(logit - largest).
+
+    The block is spent.
+    """
     among_M, place_M1 = inside(target_M, words)
     picked_M = torch.where(among_M, logits_MW.gather(1, place_M1)[:, 0], 0.0)
     most_M = logits_MW.amax(1).clamp_(min=torch.finfo(logits_MW.dtype).min)
-    return picked_M, logits_MW.sub_(most_M[:, None]).exp_().sum(1).log_().add_(most_M)
+    return picked_M, most_M, logits_MW.sub_(most_M[:, None]).exp_().sum(1)
 
 
-def slope(logits_MW: Tensor, target_M: Tensor, lse_M: Tensor, grad_M: Tensor, words: slice, scorer: Linear) -> Tensor:
+def slope(
+    logits_MW: Tensor, target_M: Tensor, softmax_M2: Tensor, grad_M: Tensor, words: slice, scorer: Linear
+) -> Tensor:
     """Gradient of sum(grad log p) by the products that became these logits; the block is spent."""
     squash = None if scorer.softcap is None else 1 - (logits_MW / scorer.softcap) ** 2
     among_M, place_M1 = inside(target_M, words)
-    d_logits = logits_MW.sub_(lse_M[:, None]).exp_().mul_(-grad_M[:, None])
+    most_M, total_M = softmax_M2.unbind(1)
+    d_logits = logits_MW.sub_(most_M[:, None]).exp_().mul_((-grad_M / total_M)[:, None])
     d_logits.scatter_add_(1, place_M1, torch.where(among_M, grad_M, 0.0).to(d_logits.dtype)[:, None])
     if squash is not None:
         d_logits.mul_(squash)
@@ -110,7 +116,10 @@ def slope(logits_MW: Tensor, target_M: Tensor, lse_M: Tensor, grad_M: Tensor, wo
 
 
 class LinearLogps(torch.autograd.Function):
-    """log softmax(h W^T + b)[target] by blocks of rows and words; the backward makes each block's logits again."""
+    """log softmax(h W^T + b)[target] by blocks of rows and words; the backward makes each block's logits again.
+
+    Largest logit and sum are kept apart: near certainty log p is small beside either, and their log-sum would round it.
+    """
 
     @staticmethod
     def forward(
@@ -126,20 +135,24 @@ class LinearLogps(torch.autograd.Function):
         rows, vocabulary = head.blocks(len(hidden_NH), chunk)
         wide = torch.promote_types(hidden_NH.dtype, torch.float32)
         picked_N = hidden_NH.new_zeros(len(hidden_NH), dtype=wide)
-        parts_PN = hidden_NH.new_empty(len(vocabulary), len(hidden_NH), dtype=wide)
-        for part_N, words in zip(parts_PN, vocabulary, strict=True):
+        most_PN, sum_PN = hidden_NH.new_empty(2, len(vocabulary), len(hidden_NH), dtype=wide)
+        for words, part_N, part_sum_N in zip(vocabulary, most_PN, sum_PN, strict=True):
             weight_WH = head.weight(words, hidden_NH.dtype)
             for m in rows:
-                picked_M, part_N[m] = look(head.logits(hidden_NH[m], weight_WH, words), target_N[m], words)
+                logits_MW = head.logits(hidden_NH[m], weight_WH, words)
+                picked_M, part_N[m], part_sum_N[m] = look(logits_MW, target_N[m], words)
                 picked_N[m] += picked_M
-        lse_N = parts_PN.logsumexp(0)
-        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, target_N, lse_N)
+                del logits_MW  # before the next block is made
+        most_N = most_PN.amax(0)
+        total_N: Tensor = (most_PN.sub_(most_N).exp_() * sum_PN).sum(0)
+        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, target_N, torch.stack([most_N, total_N], 1))
         ctx.scorer, ctx.chunk = scorer, chunk
-        return picked_N - lse_N
+        found: Tensor = (picked_N - most_N) - total_N.log()
+        return found
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_NH, weight_VH, bias_V, target_N, lse_N = ctx.saved_tensors
+        hidden_NH, weight_VH, bias_V, target_N, softmax_N2 = ctx.saved_tensors
         head = Linear(weight_VH, bias_V, ctx.scorer.scale, ctx.scorer.softcap)
         rows, vocabulary = head.blocks(len(hidden_NH), ctx.chunk)
         # Blocks add up in float32 at least; autograd casts the sums to the types of hidden states and weights.
@@ -152,9 +165,9 @@ class LinearLogps(torch.autograd.Function):
             weight_WH = head.weight(words, hidden_NH.dtype)
             for m in rows:
                 hidden_MH = hidden_NH[m]
-                d_logits = slope(
-                    head.logits(hidden_MH, weight_WH, words), target_N[m], lse_N[m], grads[0][m], words, head
-                ).to(hidden_MH.dtype)
+                logits_MW = head.logits(hidden_MH, weight_WH, words)
+                d_logits = slope(logits_MW, target_N[m], softmax_N2[m], grads[0][m], words, head).to(hidden_MH.dtype)
+                del logits_MW
                 if d_hidden is not None:
                     d_hidden[m] += d_logits @ weight_WH
                 if d_weight is not None:
@@ -180,7 +193,7 @@ def module_logps(hidden_NH: Tensor, target_N: Tensor, scorer: Scorer, rows: int)
 
     def one(hidden: Tensor, target: Tensor) -> Tensor:
         logits = shaped(scorer.head(hidden), scorer.scale, scorer.softcap)
-        return logits.gather(1, target[:, None])[:, 0] - logits.logsumexp(-1)
+        return torch.log_softmax(logits, -1).gather(1, target[:, None])[:, 0]
 
     parts = spans(len(hidden_NH), rows)
     return torch.cat([checkpoint(one, hidden_NH[m], target_N[m], use_reentrant=False) for m in parts])
