@@ -111,8 +111,8 @@ def test_values_of_the_command_line(text: str, value: object) -> None:
 
 
 def test_a_name_that_looks_like_a_number_or_a_date_is_a_name() -> None:
-    assert config.load(overrides=["run=2024-01-01", "model.revision=7"]).run == "2024-01-01"
-    assert config.load(overrides=["model.revision=7"]).model.revision == "7"
+    assert config.load(overrides=["run=2024-01-01", "model.path=7"]).run == "2024-01-01"
+    assert config.load(overrides=["model.path=7"]).model.path == "7"
 
 
 def test_the_tree_is_complete_in_json_and_reads_back() -> None:

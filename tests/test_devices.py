@@ -77,7 +77,7 @@ def forked(count: int, folder: Path, act: Callable[[int], Ended]) -> list[Ended]
             children.append(child)
             continue
         found = Ended(99, "")
-        signal.alarm(60)
+        signal.alarm(240)  # compiling takes long
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(where)}
         said = folder / f"rank-{rank}"

@@ -470,6 +470,15 @@ def test_without_the_package_the_default_model_is_refused(monkeypatch: pytest.Mo
         models.packaged_gguf()
 
 
+def test_a_revision_stands_behind_the_hub_id(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And an @ in the name of a folder is a letter like any other."""
+    monkeypatch.setattr(models, "hub_answers", lambda: True)
+    assert models.source(ModelSettings(path="user/model@v2")) == ("user/model", {"revision": "v2"})
+    assert models.source(ModelSettings(path="user/model")) == ("user/model", {})
+    folder = tiny.folder(tmp_path / "a@b")
+    assert models.source(ModelSettings(path=str(folder))) == (str(folder), {})
+
+
 def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its client would try for a minute; a misspelt folder must not cost that."""
     monkeypatch.setattr(models, "hub_answers", lambda: False)

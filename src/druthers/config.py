@@ -29,8 +29,11 @@ class Section(BaseModel):
 class ModelSettings(Section):
     """Which model is trained, and how its weights are held."""
 
-    path: str = Field("default", description="'default' (SmolLM2-135M-Instruct, packaged), a local folder, or a hub id")
-    revision: str | None = Field(None, description="commit, branch or tag on the hub")
+    path: str = Field(
+        "default",
+        description="'default' (SmolLM2-135M-Instruct, packaged), a local folder, or a hub id, with @ and a commit, "
+        "branch or tag behind it where a certain one is meant",
+    )
     adapter: Literal["none", "lora", "qlora"] = Field(
         "none",
         description="'none' trains every weight; 'lora' a low-rank adapter; 'qlora' one over weights held in 4 bits "

@@ -176,7 +176,18 @@ def source(settings: ModelSettings) -> tuple[str, dict[str, Any]]:
             f"model {settings.path!r} is neither a folder here nor in the hub's cache, and {HUB} cannot be reached; "
             "correct the path, or run again with a network"
         )
-    return settings.path, {} if settings.revision is None else {"revision": settings.revision}
+    name, revision = on_hub(settings)
+    return name, {} if revision is None else {"revision": revision}
+
+
+def on_hub(settings: ModelSettings) -> tuple[str, str | None]:
+    """The hub id of a path, and the revision behind its @.
+
+    >>> on_hub(ModelSettings(path="user/model@v2")), on_hub(ModelSettings(path="user/model"))
+    (('user/model', 'v2'), ('user/model', None))
+    """
+    name, _, revision = settings.path.partition("@")
+    return name, revision or None
 
 
 def hub_answers() -> bool:
@@ -191,7 +202,8 @@ def hub_answers() -> bool:
 def hub_cached(settings: ModelSettings) -> bool:
     """Whether the hub's cache holds the model's configuration already."""
     try:
-        return isinstance(try_to_load_from_cache(settings.path, "config.json", revision=settings.revision), str)
+        name, revision = on_hub(settings)
+        return isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
     except HFValidationError:
         return False
 

@@ -23,7 +23,7 @@ LOCK = ".lock"
 CURATED = "data/summary.json"
 TRAINING = "metrics.jsonl"
 FREE = ("run", "threads")
-OF_CURATION = ("seed", "data.", "model.path", "model.revision")
+OF_CURATION = ("seed", "data.", "model.path")
 OF_TRAINING = (*OF_CURATION, "model.", "loss.", "train.")
 ANY = ("",)
 

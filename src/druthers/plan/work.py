@@ -73,12 +73,7 @@ def curated(run: Run, settings: Settings) -> bool:
     if not (run.has(CURATED) and run.has("config.json")):
         return False
     was = run.settings()
-    same = (was.data, was.seed, was.model.path, was.model.revision) == (
-        settings.data,
-        settings.seed,
-        settings.model.path,
-        settings.model.revision,
-    )
+    same = (was.data, was.seed, was.model.path) == (settings.data, settings.seed, settings.model.path)
     return same and run.json(CURATED)["source_sha256"] == fingerprint(settings.data)
 
 
