@@ -1,9 +1,8 @@
 """Decoder layers as compiled code (torch.compile) while a policy learns, attention outside of it.
 
-What is element by element between the matrix products is fused: less is kept for the backward, and on machines whose
-products are fast it takes a good part of a step. Compiling takes its time at the start of every run, so it is asked for
-by `train.compile`. The code is made for any row length, once for each kind of layer; torch gives a layer up to its
-ordinary code after eight versions of it.
+What is element by element between the matrix products is fused, and less is kept for the backward. Compiling takes
+its time at the start of every run, so it is asked for by `train.compile`. The code is made for any row length, once
+for each kind of layer; torch gives a layer up to its ordinary code after eight versions of it.
 """
 
 from __future__ import annotations

@@ -130,8 +130,8 @@ class TrainSettings(Section):
     )
     compile: Literal["none", "layers"] = Field(
         "none",
-        description="'layers': decoder layers as compiled code; less memory and, where matrix products are fast, less "
-        "time a step, for some time at the start of the run",
+        description="'layers': decoder layers as compiled code; less memory and, where one micro-batch runs at a time, "
+        "less time a step, for some time at the start of the run",
     )
     optimizer: Literal["adamw", "adamw-8bit"] = Field(
         "adamw",
