@@ -89,7 +89,7 @@ def compiling(members: Sequence[Loaded], *, wanted: bool) -> Iterator[None]:
         yield
         return
     for member in members:
-        check_layers(member, remedy="train.compile=none")
+        check_layers(member, done="compiled", by="train.compile")
     layers = [layer for member in members for layer in layers_of(member.model)]
     made = [Twofold(layer.forward) for layer in layers]
     with attention_outside():
@@ -116,6 +116,8 @@ def prove(crew: Crew, pairs: Sequence[TokenizedPair]) -> str:
 
     try:
         error = max(side_by_side(work, crew.members, workers=len(crew.members)))
+    except torch.OutOfMemoryError:  # nothing of the compiler's
+        raise
     except Exception as raised:  # whatever a compiler may say
         raise InputError(
             f"the layers of {crew.policy.name!r} cannot be compiled ({type(raised).__name__}: {first_line(raised)}); "

@@ -40,12 +40,12 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
     return found
 
 
-def check_layers(loaded: Loaded, *, remedy: str = "train.recompute=none") -> None:
+def check_layers(loaded: Loaded, *, done: str = "made again in the backward", by: str = "train.recompute") -> None:
     """Raises InputError for a model whose layers are not marked."""
     if not layers_of(loaded.model):
         raise InputError(
             f"model {loaded.name!r} ({loaded.causal.config.model_type}) does not mark its layers, so none of them can "
-            f"be {'compiled' if 'compile' in remedy else 'made again in the backward'}; use {remedy}"
+            f"be {done}; use {by}=none"
         )
 
 
