@@ -205,8 +205,12 @@ def test_split_layers_are_recomputed_too(tmp_path: Path, adapter: str, kind: str
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile wants a C++ compiler")
 @pytest.mark.filterwarnings("default")  # torch's compiler warns of other parts of torch
-def test_split_layers_are_compiled_too(tmp_path: Path) -> None:
-    """But for the accuracy of the first step, where policy and reference differ by rounding alone."""
+def test_split_layers_are_compiled_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the accuracy of the first step, where policy and reference differ by rounding alone.
+
+    Ranks compile in their own thread: torch's pool of threads, once used, does not outlive a fork.
+    """
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)
     run_to_end(tmp_path / "one")
     well(by(2, tmp_path / "many", "train.compile=layers"))
     close(tmp_path / "one", tmp_path / "many", but=("rewards/accuracies",))
