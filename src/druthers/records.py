@@ -207,14 +207,59 @@ class Candidate(Record):
     source: str = ""
 
 
+class Opinion(Record):
+    """What one annotator said of the responses to a prompt, by one criterion.
+
+    `worth` has a number for each response, in their order; higher is better, None is not judged. The scale says what
+    the numbers mean: of a "rating" the differences in points, of a "rank" the order alone, of a "choice" between two
+    responses the difference as steps of strength (0 a tie, 1 slightly better, 2 clearly, 3 much). `tie` says of a tied
+    choice whether both were good or both bad.
+
+    >>> Opinion(annotator="ann", scale="choice", worth=(2.0, 0.0)).worth
+    (2.0, 0.0)
+    """
+
+    annotator: str = ""
+    criterion: str = ""
+    scale: Literal["rating", "rank", "choice"]
+    worth: Annotated[tuple[float | None, ...], Field(min_length=1, strict=False)]
+    tie: Literal["", "both_good", "both_bad"] = ""
+
+    @model_validator(mode="after")
+    def _judged(self) -> Self:
+        known = [worth for worth in self.worth if worth is not None]
+        if not known:
+            raise ValueError("an opinion must judge at least one response; leave it out")
+        if self.scale == "choice" and len(known) != 2:
+            raise ValueError(f"a choice judges two responses, not {len(known)}; use the scale 'rank' or 'rating'")
+        if self.tie and (self.scale != "choice" or known[0] != known[1]):
+            raise ValueError(f"tie = {self.tie!r} stands beside responses that are not tied; leave one out")
+        return self
+
+
 class Candidates(Record):
-    """A prompt with N responses, rated or ranked; what `sample` writes (unrated) and `judge` reads."""
+    """A prompt with N responses, rated or ranked; what `sample` writes (unrated) and `judge` reads.
+
+    `opinions` are what single annotators said; a score or rank on the responses themselves is that of one nameless
+    annotator.
+    """
 
     prompt: Messages
     responses: Annotated[tuple[Candidate, ...], Field(min_length=1, strict=False)]
     group: str = ""
+    opinions: Annotated[tuple[Opinion, ...], Field(strict=False)] = ()
+    tools: list[dict[str, Any]] | None = None
 
     _prompt = field_validator("prompt")(check_prompt)
+
+    @model_validator(mode="after")
+    def _opinions_fit(self) -> Self:
+        for i, opinion in enumerate(self.opinions):
+            if len(opinion.worth) != len(self.responses):
+                raise ValueError(
+                    f"opinion {i} has {len(opinion.worth)} numbers for {len(self.responses)} responses; give one each"
+                )
+        return self
 
     @property
     def prompt_id(self) -> str:
@@ -257,6 +302,46 @@ class Outcome(Record):
     length_chosen: int
     length_rejected: int
     loss: float
+
+
+class Limits(Record):
+    """From where on a number is worth a warning, and from where on it fails; `bad` is the side that is bad."""
+
+    warn: float | None = None
+    fail: float | None = None
+    bad: Literal["above", "below"] = "above"
+
+
+class Rows(Record):
+    """A file beside the findings with the rows a number is about, one a line, and how many they are."""
+
+    file: str
+    count: int
+
+
+class Finding(Record):
+    """One number about the data or the model, what it is held against, and a sentence that says what it means.
+
+    `low` and `high` are the 95 % interval, `n` how much it was computed from; where there is no number, `undefined`
+    says why. `uncertain` is set where the interval lies on both sides of a limit, and `needed` is the n that would
+    decide. `action` is what to do about it.
+    """
+
+    id: str
+    status: Literal["pass", "warn", "fail", "undefined"]
+    text: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    unit: str = ""
+    limits: Limits | None = None
+    slice: dict[str, str] = {}
+    uncertain: bool = False
+    needed: int | None = None
+    undefined: str = ""
+    rows: Rows | None = None
+    action: str = ""
 
 
 class Exchange(Record):
