@@ -14,6 +14,7 @@ import gzip
 import hashlib
 import http.client
 import io
+import itertools
 import json
 import os
 import re
@@ -37,6 +38,9 @@ from druthers.records import InputError, Record
 
 R = TypeVar("R", bound=Record)
 KINDS = (".jsonl", ".ndjson", ".json", ".parquet")
+JSON_LINES = (".jsonl", ".ndjson")
+ROWS = 1000
+"""Rows of other kinds of files in a run."""
 PACKINGS = (".gz", ".zst")
 TEMPORARY = re.compile(r"\..+\.([1-9][0-9]*)-[0-9]+\.tmp")
 """What `replacing` calls a file that is not complete: the name it will have, process and thread."""
@@ -131,17 +135,51 @@ class Lines:
     data: bytes
 
 
+Run = Lines | list[Line]
+"""Some rows of a file: JSON lines as they stand, to be parsed by whoever gets them, or rows of another kind."""
+
+
+def runs(path: str, *, size: int) -> Generator[Run]:
+    """Every row of a file, a folder or a URL in runs of about `size` bytes of JSON lines, or of a thousand rows.
+
+    Raises InputError as `lines` does; `parsed` gives the lines of a run.
+    """
+    for file in files(path):
+        if _kind(file) in JSON_LINES:
+            yield from runs_of_lines(file, size=size)
+            continue
+        found, blank = _lines_of(file), True
+        while run := list(itertools.islice(found, ROWS)):
+            blank = False
+            yield run
+        if blank:
+            raise InputError(f"{shown(file)}: is empty; give at least one row")
+
+
+def parsed(run: Run) -> Iterator[Line]:
+    """The lines of a run, good and faulty."""
+    return iter(run) if isinstance(run, list) else _json_lines(run.name, io.BytesIO(run.data), first=run.first)
+
+
 def runs_of_lines(path: str | Path, *, size: int) -> Generator[Lines]:
-    """A local, unpacked JSONL file in runs of whole lines of about `size` bytes; InputError where all are blank."""
+    """A file of JSON lines in runs of whole lines of about `size` bytes; InputError where all are blank."""
     name, number, blank = str(path), 1, True
-    with _reading(name), open(name, "rb") as file:
-        while data := file.read(size):
-            data += file.readline()
+    with _reading(name), _open(name) as raw, _unpack(name, raw) as file:
+        while data := _whole_lines(file, size, name=name):
             blank = blank and not data.removeprefix(BOM).strip()
-            yield Lines(name, number, data)
+            yield Lines(shown(name), number, data)
             number += data.count(b"\n")
     if blank:
-        raise InputError(f"{name}: is empty; give at least one row")
+        raise InputError(f"{shown(name)}: is empty; give at least one row")
+
+
+def _whole_lines(file: BinaryIO, size: int, *, name: str) -> bytes:
+    try:
+        return file.read(size) + file.readline()
+    except DAMAGE as error:
+        for _ in lines(name):  # line by line, which tells the place
+            pass
+        raise InputError(f"{shown(name)}: {_damage(error)}") from None
 
 
 def read_lines(lines: Lines, kind: type[R]) -> Iterator[R]:
@@ -236,8 +274,16 @@ def _count(file: str) -> int:
         if kind == ".parquet":
             return _parquet_count(raw)
         with contextlib.suppress(*DAMAGE), _unpack(file, raw) as stream:
-            return 0 if kind == ".json" else sum(1 for _ in stream)
+            return 0 if kind == ".json" else _count_lines(stream)
     return 0
+
+
+def _count_lines(stream: BinaryIO) -> int:
+    """Line ends, and one more where the last line has none."""
+    found, last = 0, b"\n"
+    while data := stream.read(1 << 20):
+        found, last = found + data.count(b"\n"), data[-1:]
+    return found + (last != b"\n")
 
 
 def sha256(path: str | Path) -> str:
