@@ -100,7 +100,13 @@ def curate_stage(run: Run, settings: Settings, *, screen: Screen) -> dict[str, A
         since = time.monotonic()
         tokenizer = models.load_tokenizer(settings.model)
         models.check_model(settings.model)
-        curate(settings, out=run.path("data/summary.json").parent, tokenizer=tokenizer, progress=screen.bar("rows"))
+        curate(
+            settings,
+            out=run.path("data/summary.json").parent,
+            tokenizer=tokenizer,
+            workers=torch.get_num_threads(),
+            progress=screen.bar("rows"),
+        )
         screen.clear()
         timed(run, "curate", since=since)
     found = run.json("data/summary.json")
