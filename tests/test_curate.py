@@ -477,6 +477,6 @@ def test_real_hh_transcripts_keep_all_but_the_broken_rows(tmp_path: Path) -> Non
         "max_response": 8192,
     }
     summary = run(HARMLESS / "train.jsonl.gz", tmp_path, **given_data)
-    assert (summary.format, summary.rows, summary.train, summary.heldout) == ("hh", 2019, 1696, 314)
-    assert summary.rejected == {"bad_roles": 5, "empty_response": 4}
+    assert (summary.format, summary.rows, summary.train, summary.heldout) == ("hh", 2019, 1679, 314)
+    assert summary.rejected == {"bad_roles": 5, "empty_response": 4, "leak": 17}
     assert (summary.joined_turns, summary.prompts["heldout"]) == (4, 314)
