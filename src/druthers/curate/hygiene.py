@@ -23,7 +23,9 @@ BIT = {kind: 1 << place for place, kind in enumerate(KINDS)}
 PERSONAL = sum(BIT[kind] for kind in pii.KINDS)
 """The bits of personal data and secrets."""
 
-CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u202a-\u202e\u2066-\u2069\ufff9-\ufffb\U000e0000-\U000e007f]")
+CONTROL = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u202a-\u202e\u2066-\u2069\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
 """Control characters but tab, line ends and NEL, marks that turn the direction of writing, and invisible tags."""
 TURNED = re.compile("[\u202a-\u202e\u2066-\u2069]")
 RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff]")
@@ -83,7 +85,11 @@ def unclosed(text: str) -> bool:
     for line in text.split("\n"):
         start = line.lstrip(" \t>")
         if opened:
-            opened = "" if start.rstrip("\r \t") and not start.rstrip("\r \t").strip(opened[0]) and start[:3] == opened else opened
+            opened = (
+                ""
+                if start.rstrip("\r \t") and not start.rstrip("\r \t").strip(opened[0]) and start[:3] == opened
+                else opened
+            )
         elif start.startswith(("```", "~~~")) and "```" not in start[3:]:
             opened = start[:3]
     return bool(opened)
@@ -161,7 +167,9 @@ OPEN_WORDS = frozenset(
 )
 """Words that a sentence rarely ends with, so a last word of these means a cut; the prepositions that English sentences do end
 with (in, on, at, by, about) are left out."""
-MAY_END = frozenset("that this is are was were has have had can could will would should may might must be been am do those these some any most more each such as of to for from with y o e".split())
+MAY_END = frozenset(
+    "that this is are was were has have had can could will would should may might must be been am do those these some any most more each such as of to for from with y o e".split()
+)
 """Of these, the ones that do end sentences: they count only where the text ends its other sentences with marks."""
 SENTENCE = re.compile(r"[.!?…][\"”'’)\]*_]*(?=\s)|[。！？।۔]")
 STOPS = tuple(".!?…。！？।۔")
@@ -206,7 +214,7 @@ def breaks_off(last: str, before: list[str], *, item: bool) -> bool:
     peers = [line for line in before if LINE_START.match("\n" + line)] if item else before
     marked = sum(ends_sentence(line) for line in peers)
     punctuated = ended or (marked == len(peers) > 0 if item else 2 * marked > len(peers))
-    tail = words[-1].lower().replace("’", "'").lstrip("\"“„«*_(")
+    tail = words[-1].lower().replace("’", "'").lstrip('"“„«*_(')
     if tail in OPEN_WORDS and len(words) > 2 and (punctuated or tail not in MAY_END):
         return True
     if last.rstrip()[-1] in ",，、-":

@@ -57,7 +57,9 @@ IBAN_LENGTHS = dict(
     SC=31, SE=24, SI=19, SK=24, SM=27, ST=25, SV=28, TL=23, TN=24, TR=26, UA=29, VA=22, VG=24, XK=20,
 )  # fmt: skip
 """Characters of an IBAN by country, from the SWIFT registry."""
-CARD = re.compile(r"(?<![\w.,/-])(?<!\d )[2-6]\d{3}(?:([ -]?)\d{4}\1\d{4}\1\d{1,7}|([ -]?)\d{6}\2\d{4,5})(?![\w-])(?![.,/]\d)")
+CARD = re.compile(
+    r"(?<![\w.,/-])(?<!\d )[2-6]\d{3}(?:([ -]?)\d{4}\1\d{4}\1\d{1,7}|([ -]?)\d{6}\2\d{4,5})(?![\w-])(?![.,/]\d)"
+)
 IPV4 = re.compile(r"(?<![\w./-])(?<!\w:)(?:\d{1,3}\.){3}\d{1,3}(?![\w-])(?!\.\d)(?!/\d{3})")
 IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{1,4}:|:(?=:)){2,7}:?(?:[0-9A-Fa-f]{1,4})?(?![\w:])")
 NATIONAL = re.compile(
