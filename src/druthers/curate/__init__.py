@@ -23,6 +23,7 @@ from druthers.curate import filters
 from druthers.curate.facts import Facts
 from druthers.curate.filters import Fates, Mask
 from druthers.curate.importers import Form, detect
+from druthers.curate.inspection import Inspection, inspect
 from druthers.curate.ledger import Ledger, Refusal, Shelf
 from druthers.curate.nearness import NEAR
 from druthers.curate.ranking import pairs_from_ranking
@@ -98,6 +99,17 @@ def curate(
         _deal(sides, shelf, files)
         _check_filled(sides, source, ledger)
         summary = _summarize(sides, facts, source=source, given=data, ledger=ledger)
+        seen = inspect(
+            facts,
+            train=sides.train,
+            heldout=sides.heldout,
+            reasons=ledger.reasons,
+            groups=shelf.groups,
+            rows=ledger.rows,
+            seed=settings.seed,
+        )
+        _point(seen, facts, shelf, out / "findings")
+    storage.write_json(out / "quality.json", seen.as_dict())
     storage.write_json(out / "summary.json", asdict(summary))
     return summary
 
@@ -133,7 +145,7 @@ def _fill(
             ledger.rows += part.rows
             ledger.ignored.update(part.ignored)
             ledger.joined += part.joined
-            shelf.add(part.name, part.lines, part.facts)
+            shelf.add(part.name, part.lines, part.facts, part.groups)
             tell(part.rows)
         if path == source.heldout:
             held = len(shelf)
@@ -228,6 +240,17 @@ REMEDIES = {
     "prompt_too_long": "raise data.max_prompt",
 }
 """What to do where nothing is left, by the reason most rows were refused for."""
+
+
+def _point(seen: Inspection, facts: Facts, shelf: Shelf, folder: Path) -> None:
+    """Write which pairs a finding is about; files of earlier findings go."""
+    for left in folder.glob("*.jsonl"):
+        if left.stem not in seen.about:
+            left.unlink()
+    for name, places in seen.about.items():
+        with storage.replacing(folder / f"{name}.jsonl") as file:
+            for i in places.tolist():
+                file.write(storage.encode({"pair_id": facts.id_B[i].decode(), "where": shelf.where(facts, i)}))
 
 
 def _check_filled(sides: Sides, source: Source, ledger: Ledger) -> None:

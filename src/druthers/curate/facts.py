@@ -1,6 +1,6 @@
 """What is known of pairs without their texts: everything that later steps decide from.
 
-Letters: B pairs, K hashes of a signature.
+Letters: B pairs, K hashes of a signature, F numbers that `surface` gives.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from numpy.typing import NDArray
 
 from druthers.blocks import Block
 from druthers.curate import nearness
+from druthers.curate.hygiene import faults
 from druthers.curate.nearness import Hashes, Places, Sets
 from druthers.curate.split import draw, evened
+from druthers.curate.surface import NAMES as SURFACE
+from druthers.curate.surface import surface
 from druthers.records import Message, Pair, text_of
 
 ID = np.dtype("S24")
@@ -29,7 +32,9 @@ class Facts:
     `prompt_B` is the number of the prompt, which settles its side; `pair_B` one number for a prompt and two responses
     whichever is chosen, and `forward_B` which of the two ways round it is. `responses_BK` and `prompts_BK` are
     signatures, `passages` what might be copied. `counts_B5` are tokens of prompt, chosen and rejected, and whether
-    chosen and rejected were cut; `grades_B3` are p, margin and weight; `size_B` the bytes of the line.
+    chosen and rejected were cut; `grades_B3` are p, margin and weight; `size_B` the bytes of the line. `surface_B2F`
+    and `faults_B3` are what `surface` and `hygiene` see of chosen and rejected, and of the prompt, chosen and rejected.
+    `group_B` are places in a list of groups that is kept beside.
     """
 
     id_B: NDArray[np.bytes_]
@@ -43,6 +48,9 @@ class Facts:
     passages: Sets
     counts_B5: NDArray[np.uint32]
     grades_B3: NDArray[np.float64]
+    surface_B2F: NDArray[np.float32]
+    faults_B3: NDArray[np.uint32]
+    group_B: NDArray[np.int32]
 
     def __len__(self) -> int:
         return len(self.id_B)
@@ -67,8 +75,9 @@ def _joined(values: Sequence[Any]) -> Any:
 
 def facts(pairs: Sequence[Pair], block: Block, *, seed: int) -> Facts:
     """The facts of pairs and of their tokens, which stand at no place yet."""
-    prompts = nearness.words([asked(pair.prompt) for pair in pairs])
-    sides = [nearness.words([text_of(getattr(pair, side)) for pair in pairs]) for side in ("chosen", "rejected")]
+    questions = [asked(pair.prompt) for pair in pairs]
+    answers = [[text_of(getattr(pair, side)) for pair in pairs] for side in ("chosen", "rejected")]
+    prompts, *sides = (nearness.words(texts) for texts in (questions, *answers))
     chosen, rejected = (nearness.salted(nearness.features(side), salt) for salt, side in enumerate(sides, 1))
     keys = [comparison(pair) for pair in pairs]
     lengths_B3, cut_B2 = block.lengths_B3, block.cut_R.reshape(-1, 2)
@@ -84,7 +93,16 @@ def facts(pairs: Sequence[Pair], block: Block, *, seed: int) -> Facts:
         passages=nearness.passages(prompts),
         counts_B5=np.column_stack([lengths_B3, cut_B2]).astype(np.uint32),
         grades_B3=np.column_stack([block.p_B, block.margin_B, block.weight_B]),
+        surface_B2F=seen(answers),
+        faults_B3=np.array([[faults(text) for text in texts] for texts in (questions, *answers)], dtype=np.uint32).T,
+        group_B=block.group_B,
     )
+
+
+def seen(answers: Sequence[Sequence[str]]) -> NDArray[np.float32]:
+    """What `surface` sees of chosen and rejected, (B, 2, F)."""
+    numbers = np.array([[surface(text) for text in side] for side in answers], dtype=np.float32)
+    return numbers.reshape(2, -1, len(SURFACE)).transpose(1, 0, 2)
 
 
 def nothing() -> Facts:
@@ -104,6 +122,9 @@ def nothing() -> Facts:
         passages=Sets(none, np.zeros(1, dtype=np.int64)),
         counts_B5=np.zeros((0, 5), dtype=np.uint32),
         grades_B3=np.zeros((0, 3)),
+        surface_B2F=np.zeros((0, 2, len(SURFACE)), dtype=np.float32),
+        faults_B3=np.zeros((0, 3), dtype=np.uint32),
+        group_B=np.zeros(0, dtype=np.int32),
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -75,12 +75,14 @@ class Shelf:
     names: list[str] = field(default_factory=list)
     lots: list[Facts] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
+    groups: dict[str, int] = field(default_factory=dict)
 
-    def add(self, name: str, lines: bytes, facts: Facts) -> None:
-        """Some pairs of one file."""
+    def add(self, name: str, lines: bytes, facts: Facts, groups: Sequence[str]) -> None:
+        """Some pairs of one file; `groups` are those that their facts speak of."""
         self.spool.write(lines)
         self.names.append(name)
-        self.lots.append(facts)
+        place = np.array([self.groups.setdefault(group, len(self.groups)) for group in groups], dtype=np.int32)
+        self.lots.append(replace(facts, group_B=place[facts.group_B]) if len(facts) else facts)
         self.sizes.append(len(facts))
 
     def __len__(self) -> int:

@@ -34,6 +34,7 @@ class Read:
     lines: bytes
     facts: Facts
     refusals: list[Refusal]
+    groups: tuple[str, ...] = ()
     ignored: Counter[str] = field(default_factory=Counter)
     joined: int = 0
 
@@ -71,6 +72,7 @@ class Reader:
         done.facts = facts([pair for _, pair in kept], block, seed=self.seed).placed(
             [number(line.where) for line, _ in kept], [len(line) for line in written]
         )
+        done.groups = block.groups
         done.name = job.name if isinstance(job, Lines) else job[0].where.rpartition(":")[0]
         return done
 
