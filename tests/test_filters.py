@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from druthers import config, storage
 from druthers.blocks import BlockTokenizer
 from druthers.curate import CurateSummary, curate, filters
-from druthers.curate.facts import Facts, facts
+from druthers.curate.facts import Facts, facts, form_of
 from druthers.curate.nearness import NEAR
 from druthers.records import Pair, assistant, user
 from tests import tiny
@@ -42,12 +42,12 @@ def pair(prompt: str, chosen: str, rejected: str, **more: Any) -> Pair:
 
 
 def known(pairs: Sequence[Pair]) -> Facts:
-    return facts(pairs, TOKENIZER.tokenize(pairs), seed=0)
+    return facts(pairs, TOKENIZER.tokenize(pairs), seed=0, form=form_of(pairs))
 
 
 def near(pairs: Sequence[Pair]) -> filters.Fates:
     found = filters.fates(len(pairs))
-    filters.leave_out_near(found, known(pairs), lambda i: pairs[i], least=NEAR)
+    filters.leave_out_near(found, known(pairs), lambda i: pairs[i], least=NEAR, form=form_of(pairs))
     return found
 
 
@@ -91,7 +91,7 @@ def test_a_contradiction_takes_all_rows_of_its_two_responses_and_no_other(rows: 
 def sides(pairs: Sequence[Pair], share: float = 0.3) -> dict[str, bool]:
     """Whether each prompt is held out."""
     about = known(pairs)
-    numbers = filters.numbers_of(about, filters.alike(about, lambda i: pairs[i], least=NEAR))
+    numbers = filters.numbers_of(about, filters.alike(about, lambda i: pairs[i], least=NEAR, form=form_of(pairs)))
     return {p.prompt[0].content: bool(n < share * 2**64) for p, n in zip(pairs, numbers.tolist(), strict=True)}
 
 
@@ -136,7 +136,16 @@ def test_a_form_that_many_prompts_share_binds_none_of_them() -> None:
     form = text(draw, 40)
     pairs = [pair(f"{form} {text(draw, 40)}", "yes", "no") for _ in range(50)]
     about = known(pairs)
-    assert len(filters.alike(about, lambda i: pairs[i], least=NEAR).edges) == 0
+    assert len(filters.alike(about, lambda i: pairs[i], least=NEAR, form=form_of(pairs)).edges) == 0
+
+
+def test_prompts_of_one_long_form_are_told_apart_by_the_rest(tmp_path: Path) -> None:
+    draw = random.Random(7)
+    form = text(draw, 200)
+    rows = [{"prompt": f"{form}\n\n{text(draw, 12)}", "chosen": "good", "rejected": "poor"} for _ in range(200)]
+    summary = curated(tmp_path, rows, [])
+    assert (summary.kept, summary.rejected) == (200, {})
+    assert 5 <= summary.heldout <= 40
 
 
 # ---------------------------------------------------------------- planted faults
@@ -148,7 +157,8 @@ def curated(
     folder: Path, rows: Sequence[dict[str, Any]], heldout: Sequence[dict[str, Any]], **data: Any
 ) -> CurateSummary:
     for name, some in (("train", rows), ("heldout", heldout)):
-        (folder / f"{name}.jsonl").write_bytes(b"".join(map(storage.encode, some)))
+        if some:
+            (folder / f"{name}.jsonl").write_bytes(b"".join(map(storage.encode, some)))
     given_data = {"pairs": str(folder), "bad_rows": "drop"} | data
     extra = {f"data.{key}": value for key, value in given_data.items()}
     return curate(config.load(extra=extra), out=folder / "data", tokenizer=tiny.tokenizer())

@@ -9,8 +9,8 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -20,23 +20,24 @@ from druthers import storage
 from druthers.blocks import BlockTokenizer
 from druthers.config import DataSettings, Settings
 from druthers.curate import filters
-from druthers.curate.facts import Facts
+from druthers.curate.facts import Facts, form_of
 from druthers.curate.filters import Fates, Mask
-from druthers.curate.importers import Form, detect
+from druthers.curate.importers import Form, Imported, detect
 from druthers.curate.inspection import Inspection, inspect
 from druthers.curate.ledger import Ledger, Refusal, Shelf
-from druthers.curate.nearness import NEAR
+from druthers.curate.nearness import NEAR, Hashes
 from druthers.curate.ranking import pairs_from_ranking
-from druthers.curate.reading import Reader, read
+from druthers.curate.reading import Reader, imported, read
 from druthers.curate.split import threshold
 from druthers.records import InputError, Pair, assistant, user
-from druthers.storage import Source
+from druthers.storage import Line, Source
 from druthers.tokens import Tokenizer, tokenize
 
 __all__ = ["CurateSummary", "curate", "pairs_from_ranking"]
 
 Progress = Callable[[int, int], None]
-LOOKS = 100
+LOOKS, FORM_LOOKS = 100, 1000
+"""Rows whose form is looked at, and rows in which words are looked for that many prompts have."""
 ALONE = 32 << 20
 """Bytes of a source up to which starting other processes takes longer than it saves, and for each of which one is."""
 KEPT_IN_MIND = 1 << 12
@@ -92,9 +93,11 @@ def curate(
         shelf = Shelf(cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile(dir=out))))
         many = BlockTokenizer(tokenizer, max_prompt=data.max_prompt, max_response=data.max_response)
         tell = _teller(source, progress)
-        held = _fill(shelf, source, data, ledger, tokenizer=many, seed=settings.seed, workers=workers, tell=tell)
+        shared = _shared(source.train, data)
+        reader = Reader("trl", many, settings.seed, shared)
+        held = _fill(shelf, source, data, ledger, reader=reader, workers=workers, tell=tell)
         facts = shelf.facts()
-        sides = decide(facts, shelf, data, held=held, name=lambda: _name(source.train, ledger))
+        sides = decide(facts, shelf, data, held=held, form=shared, name=lambda: _name(source.train, ledger))
         _book(sides, facts, shelf, data, ledger)
         _deal(sides, shelf, files)
         _check_filled(sides, source, ledger)
@@ -129,17 +132,15 @@ def _fill(
     data: DataSettings,
     ledger: Ledger,
     *,
-    tokenizer: BlockTokenizer,
-    seed: int,
+    reader: Reader,
     workers: int,
     tell: Callable[[int], None],
 ) -> int | None:
     """Read the held-out part, then the rest; how many pairs the held-out part has, None where there is none."""
     held = None
     for path in filter(None, (source.heldout, source.train)):
-        ledger.form = _form(path) if data.format == "auto" else data.format
-        reader = Reader(ledger.form, tokenizer, seed)
-        for part in read(path, reader, workers=_processes(path, workers)):
+        ledger.form = _form(_first(path, LOOKS)) if data.format == "auto" else data.format
+        for part in read(path, replace(reader, form=ledger.form), workers=_processes(path, workers)):
             for refused in part.refusals:
                 ledger.refuse(refused)
             ledger.rows += part.rows
@@ -158,13 +159,27 @@ def _processes(path: str, workers: int) -> int:
     return max(1, min(workers, size // ALONE))
 
 
-def _form(path: str) -> Form:
+def _first(path: str, count: int) -> list[Line]:
+    """The first lines of a source, up to a fault of the file."""
+    found: list[Line] = []
+    with contextlib.suppress(InputError), contextlib.closing(storage.lines(path)) as lines:
+        found.extend(itertools.islice(lines, count))  # also those before the fault
+    return found
+
+
+def _form(first: Iterable[Line]) -> Form:
     """The form of the first row that has both responses."""
-    with contextlib.closing(storage.lines(path)) as lines:
-        first = list(itertools.islice(lines, LOOKS))
     telling = (line.row for line in first if not line.fault and {"chosen", "rejected"} <= set(line.row))
     row = next(telling, None)
     return "trl" if row is None else detect(row)
+
+
+def _shared(path: str, data: DataSettings) -> Hashes:
+    """What many of the first prompts have."""
+    first = _first(path, FORM_LOOKS)
+    form = _form(first[:LOOKS]) if data.format == "auto" else data.format
+    found = [imported(line, form) for line in first]
+    return form_of([each.pair for each in found if isinstance(each, Imported)])
 
 
 def _probe(tokenizer: Tokenizer) -> None:
@@ -182,10 +197,12 @@ class Sides:
     fates: Fates
 
 
-def decide(facts: Facts, shelf: Shelf, data: DataSettings, *, held: int | None, name: Callable[[], str]) -> Sides:
+def decide(
+    facts: Facts, shelf: Shelf, data: DataSettings, *, held: int | None, form: Hashes, name: Callable[[], str]
+) -> Sides:
     """Which pairs are trained on and which held out; with `held` the first so many are held out already.
 
-    `name` gives the source as messages show it, with what was refused so far.
+    `form` is what many prompts have; `name` gives the source as messages show it, with what was refused so far.
     """
     result = filters.fates(len(facts))
     place = np.cumsum(facts.size_B) - facts.size_B
@@ -194,11 +211,11 @@ def decide(facts: Facts, shelf: Shelf, data: DataSettings, *, held: int | None, 
     def look(i: int) -> Pair:
         return Pair.model_validate_json(shelf.line(int(place[i]), int(facts.size_B[i])))
 
-    prompts = filters.alike(facts, look, least=NEAR)
+    prompts = filters.alike(facts, look, least=NEAR, form=form)
     heldout = np.arange(len(facts)) < (held or 0)
     filters.leave_out_leaks(result, prompts, held_B=heldout)
     filters.leave_out_duplicates(result, facts)
-    filters.leave_out_near(result, facts, look, least=NEAR)
+    filters.leave_out_near(result, facts, look, least=NEAR, form=form)
     filters.leave_out_contradictions(result, facts)
     if held is None:
         number_B = filters.numbers_of(facts, prompts)

@@ -73,8 +73,8 @@ def _joined(values: Sequence[Any]) -> Any:
     return Sets(np.concatenate([value.hash_S for value in values]), np.concatenate([*at, starts[-1:]]))
 
 
-def facts(pairs: Sequence[Pair], block: Block, *, seed: int) -> Facts:
-    """The facts of pairs and of their tokens, which stand at no place yet."""
+def facts(pairs: Sequence[Pair], block: Block, *, seed: int, form: Hashes) -> Facts:
+    """The facts of pairs and of their tokens, which stand at no place yet; `form` is what many prompts have."""
     questions = [asked(pair.prompt) for pair in pairs]
     answers = [[text_of(getattr(pair, side)) for pair in pairs] for side in ("chosen", "rejected")]
     prompts, *sides = (nearness.words(texts) for texts in (questions, *answers))
@@ -89,7 +89,7 @@ def facts(pairs: Sequence[Pair], block: Block, *, seed: int) -> Facts:
         pair_B=np.array([key for key, _ in keys], dtype=np.uint64),
         forward_B=np.array([forward for _, forward in keys], dtype=bool),
         responses_BK=nearness.signatures(nearness.both(chosen, rejected)),
-        prompts_BK=nearness.signatures(nearness.features(prompts)),
+        prompts_BK=nearness.signatures(nearness.without(nearness.features(prompts), form)),
         passages=nearness.passages(prompts),
         counts_B5=np.column_stack([lengths_B3, cut_B2]).astype(np.uint32),
         grades_B3=np.column_stack([block.p_B, block.margin_B, block.weight_B]),
@@ -103,6 +103,11 @@ def seen(answers: Sequence[Sequence[str]]) -> NDArray[np.float32]:
     """What `surface` sees of chosen and rejected, (B, 2, F)."""
     numbers = np.array([[surface(text) for text in side] for side in answers], dtype=np.float32)
     return numbers.reshape(2, -1, len(SURFACE)).transpose(1, 0, 2)
+
+
+def form_of(pairs: Sequence[Pair]) -> Hashes:
+    """Words and pairs of words that many of these prompts have: they tell none apart."""
+    return nearness.common(nearness.shingles(nearness.words([asked(pair.prompt) for pair in pairs])))
 
 
 def nothing() -> Facts:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from druthers.curate.facts import Facts, asked
-from druthers.curate.nearness import Hashes, Places, agreeing, candidates, jaccard, shingles, words
+from druthers.curate.nearness import Hashes, Places, agreeing, candidates, jaccard, shingles, without, words
 from druthers.records import Pair, text_of
 
 Mask = NDArray[np.bool_]
@@ -71,12 +71,15 @@ def leave_out_duplicates(found: Fates, facts: Facts) -> None:
     found.leave_out(kept[again], "duplicate", first[again])
 
 
-def leave_out_near(found: Fates, facts: Facts, read: Callable[[int], Pair], *, least: float) -> None:
-    """Pairs whose prompt, chosen and rejected are each nearly those of an earlier row that stays."""
+def leave_out_near(found: Fates, facts: Facts, read: Callable[[int], Pair], *, least: float, form: Hashes) -> None:
+    """Pairs whose prompt, chosen and rejected are each nearly those of an earlier row that stays.
+
+    Prompts are compared without `form`, what many of them have.
+    """
     kept = np.flatnonzero(found.kept_B)
     pairs = candidates(facts.responses_BK[kept], least=GUESS)
     pairs = kept[pairs[agreeing(facts.prompts_BK[kept], pairs) >= GUESS * facts.prompts_BK.shape[1]]]
-    sets = functools.lru_cache(1 << 14)(lambda i: sets_of(read(i)))
+    sets = functools.lru_cache(1 << 14)(lambda i: sets_of(read(i), form=form))
     for earlier, later in pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))].tolist():
         if found.reason_B[earlier] == found.reason_B[later] == KEPT and all(
             jaccard(a, b) >= least for a, b in zip(sets(earlier), sets(later), strict=True)
@@ -84,10 +87,10 @@ def leave_out_near(found: Fates, facts: Facts, read: Callable[[int], Pair], *, l
             found.reason_B[later], found.other_B[later] = "near_duplicate", earlier
 
 
-def sets_of(pair: Pair) -> list[Hashes]:
+def sets_of(pair: Pair, *, form: Hashes) -> list[Hashes]:
     """What prompt, chosen and rejected are compared by."""
-    whole = shingles(words([asked(pair.prompt), text_of(pair.chosen), text_of(pair.rejected)]))
-    return [np.unique(whole.of(part)) for part in range(3)]
+    whole = shingles(words([text_of(pair.chosen), text_of(pair.rejected)]))
+    return [asked_for(pair, form=form), *(np.unique(whole.of(side)) for side in range(2))]
 
 
 def leave_out_contradictions(found: Fates, facts: Facts) -> None:
@@ -121,21 +124,21 @@ class Alike:
     edges: Places
 
 
-def alike(facts: Facts, read: Callable[[int], Pair], *, least: float) -> Alike:
+def alike(facts: Facts, read: Callable[[int], Pair], *, least: float, form: Hashes) -> Alike:
     """Which prompts are nearly the same, or share a passage that few others have."""
     _, first, inverse = np.unique(facts.prompt_B, return_index=True, return_inverse=True)
     order = np.argsort(first)
     first_P = first[order]
     near = candidates(facts.prompts_BK[first_P], least=GUESS)
-    sets = functools.lru_cache(1 << 14)(lambda p: asked_for(read(int(first_P[p]))))
+    sets = functools.lru_cache(1 << 14)(lambda p: asked_for(read(int(first_P[p])), form=form))
     close = np.array([jaccard(sets(a), sets(b)) >= least for a, b in near.tolist()], dtype=bool)
     edges = np.unique(np.concatenate([near[close], copied(facts, first_P)]), axis=0)
     return Alike(first_P, np.argsort(order)[inverse], edges)
 
 
-def asked_for(pair: Pair) -> Hashes:
+def asked_for(pair: Pair, *, form: Hashes) -> Hashes:
     """What prompts are compared by."""
-    return np.unique(shingles(words([asked(pair.prompt)])).hash_S)
+    return np.unique(without(shingles(words([asked(pair.prompt)])), form).hash_S)
 
 
 def copied(facts: Facts, first_P: Places) -> Places:

@@ -29,6 +29,8 @@ BAND = 3
 """Hashes that must all agree for two texts to be compared: where .6 of the word pairs are shared, some do in 98 %."""
 NEAR = 0.75
 """Jaccard index from which on texts are nearly the same: one word of eleven may differ."""
+FORM, FORM_COUNT = 0.05, 20
+"""Share of the first prompts, and their number, that have a word or a pair of words when it belongs to a form."""
 GRAM = 13
 """Words of a passage that is taken for copied."""
 SAMPLED = 2
@@ -137,6 +139,27 @@ def shingles(found: Sets) -> Sets:
     return both(Sets(mixed(found.hash_S), found.at), runs(found, 2))
 
 
+def common(found: Sets, *, share: float = FORM, least: int = FORM_COUNT) -> Hashes:
+    """Hashes that so many of the texts have that they tell none of them apart, sorted: words of a form, and stop words.
+
+    >>> forms = [f"Is this review kind or not? {name}" for name in "abcdefghijklmnopqrstuvwxyz"]
+    >>> len(common(shingles(words(forms))))  # seven words and six pairs of them
+    13
+    """
+    once = np.unique(np.column_stack([found.hash_S, found.owner_S.astype(np.uint64)]), axis=0)[:, 0]
+    hashes, count = np.unique(once, return_counts=True)
+    return hashes[count >= max(least, share * len(found))]
+
+
+def without(found: Sets, left_out: Hashes) -> Sets:
+    """The sets without some hashes, which are sorted."""
+    if not len(left_out):
+        return found
+    at = np.minimum(np.searchsorted(left_out, found.hash_S), len(left_out) - 1)
+    stays = left_out[at] != found.hash_S
+    return Sets(found.hash_S[stays], np.concatenate([[0], np.cumsum(stays)])[found.at])
+
+
 def salted(found: Sets, salt: int) -> Sets:
     """The same hashes set apart, so that those of another part of a row never equal them."""
     return Sets(mixed(found.hash_S + np.uint64(salt)), found.at)
@@ -156,8 +179,8 @@ def features(found: Sets) -> Sets:
     [0, 2, 3, 3]
     """
     single = np.diff(found.at) == 1
-    lone = Sets(found.hash_S[found.at[:-1][single]], np.concatenate([[0], np.cumsum(single)]).astype(np.int64))
-    return both(lone, runs(found, 2))
+    lone = mixed(found.hash_S[found.at[:-1][single]])
+    return both(Sets(lone, np.concatenate([[0], np.cumsum(single)]).astype(np.int64)), runs(found, 2))
 
 
 def signatures(found: Sets, *, count: int = SIGNATURE) -> NDArray[np.uint32]:

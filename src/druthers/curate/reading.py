@@ -16,6 +16,7 @@ from druthers.blocks import BlockTokenizer
 from druthers.curate.facts import Facts, facts, nothing
 from druthers.curate.importers import Form, Imported, RowFault, read_pair
 from druthers.curate.ledger import Refusal, number, refusal
+from druthers.curate.nearness import Hashes
 from druthers.records import InputError, Pair
 from druthers.storage import Line, Lines, Run, encode, parsed
 
@@ -41,11 +42,12 @@ class Read:
 
 @dataclass(frozen=True)
 class Reader:
-    """What a process does with rows of one form."""
+    """What a process does with rows of one form; `shared` is what many prompts have (`facts.form_of`)."""
 
     form: Form
     tokenizer: BlockTokenizer
     seed: int
+    shared: Hashes
 
     def __call__(self, job: Job) -> Read:
         """Raises the InputError it is given."""
@@ -55,7 +57,7 @@ class Reader:
         found: list[tuple[Line, Pair]] = []
         for line in parsed(job):
             done.rows += 1
-            read = self.read(line)
+            read = imported(line, self.form)
             if isinstance(read, RowFault):
                 done.refusals.append(refusal(line, reason=read.reason, why=str(read)))
                 continue
@@ -69,19 +71,20 @@ class Reader:
         kept = [each for i, each in enumerate(found) if i not in refused]
         written = [encode(pair.line()) for _, pair in kept]
         done.lines = b"".join(written)
-        done.facts = facts([pair for _, pair in kept], block, seed=self.seed).placed(
+        done.facts = facts([pair for _, pair in kept], block, seed=self.seed, form=self.shared).placed(
             [number(line.where) for line, _ in kept], [len(line) for line in written]
         )
         done.groups = block.groups
         done.name = job.name if isinstance(job, Lines) else job[0].where.rpartition(":")[0]
         return done
 
-    def read(self, line: Line) -> Imported | RowFault:
-        """One row, or why it is none."""
-        try:
-            return RowFault("malformed", line.fault) if line.fault else read_pair(line.row, self.form)
-        except RowFault as fault:
-            return fault
+
+def imported(line: Line, form: Form) -> Imported | RowFault:
+    """One row, or why it is none."""
+    try:
+        return RowFault("malformed", line.fault) if line.fault else read_pair(line.row, form)
+    except RowFault as fault:
+        return fault
 
 
 def read(path: str, reader: Reader, *, workers: int) -> Generator[Read]:
