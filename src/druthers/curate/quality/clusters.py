@@ -99,7 +99,7 @@ def difference(first_N: ArrayLike, second_N: ArrayLike, cluster_N: ArrayLike) ->
     value = float(change.mean())
     alone = float(((change - value) ** 2).sum()) * len(change) / max(1, len(change) - 1)
     cost = max(1.0, variance(change - value, code_N, groups) / alone) if alone > 0 else len(change) / groups
-    wins, losses = (int(round(float((change == sign).sum()) / cost)) for sign in (1, -1))
+    wins, losses = (round(float((change == sign).sum()) / cost) for sign in (1, -1))
     found = paired_score(wins, losses, max(wins + losses, int(len(change) / cost)))
     assert isinstance(found, Interval)
     return Interval(value, min(found.low, value), max(found.high, value), len(change))
