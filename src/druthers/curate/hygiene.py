@@ -43,7 +43,8 @@ TEMPLATE = re.compile(
 STRUCK = re.compile(r"<s>.*?</s>", re.DOTALL)
 """HTML's struck-out text, whose end is no token."""
 TURN = re.compile(
-    r"(?:\A|\n)[ \t]*(?:\*\*|#{1,6} )?(?:Human|User|Assistant|AI|(?<=### )(?:Instruction|Response))(?:\*\*)?:(?:\*\*)?\s"
+    r"(?:\A|\n)[ \t]*(?:\*\*|#{1,6} )?(?:Human|User|Assistant|AI|(?<=### )(?:Instruction|Response))"
+    r"(?:\*\*)?:(?:\*\*)?\s"
 )
 
 
@@ -158,8 +159,8 @@ def speaks_for(text: str) -> bool:
 
 CLOSERS = "\"'”’»«“*_`)]}>）」』】》›~ "
 OPEN_WORDS = frozenset(
-    """a an the and or nor but of to for from with without into onto upon than that which who whom whose because
-    although though if unless while whereas when where as is are was were be been being am has have had can could will would
+    """a an the and or nor but of to for from with without into onto upon than that which who whom whose
+    because although though if unless while whereas when where as is are was were be been being am has have had can could will would
     shall should may might must your my our their its his these those this every each some any such very more most
     i'm you're we're they're it's i've you've we've i'll you'll we'll don't doesn't isn't aren't can't won't
     der die das den dem des ein eine einen einem einer und oder aber mit für von zu zum zur im ist sind wird werden dass
@@ -185,9 +186,9 @@ def is_cut(text: str) -> bool:
     r"""Whether a response stops in the middle of a sentence, as at a bound of tokens; made to be right when it says so.
 
     It looks at the last line. A line that ends in a mark, a closed bracket or quote, a sign or an emoji is whole, and
-    so are headings, table rows and code. Else it is cut if its last word is one that no sentence ends with, or a comma; or
-    if the text ends its other sentences with marks and the line is no short one (a name, a date) and, in a list, if
-    the items before it do end with marks. A cut right behind a sentence cannot be seen.
+    so are headings, table rows and code. Else it is cut if its last word is one that no sentence ends with, or a comma;
+    or if the text ends its other sentences with marks and the line is no short one (a name, a date) and, in a list,
+    if the items before it do end with marks. A cut right behind a sentence cannot be seen.
 
     >>> is_cut("Water boils at 100 degrees. At the top of a mountain it boils at a lower tem"), is_cut("Plum")
     (True, False)

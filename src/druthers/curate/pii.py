@@ -100,9 +100,9 @@ PHONE = re.compile(
     re.VERBOSE,
 )
 CALLED = re.compile(
-    r"(?:\b(?:tel|phones?|telephone|mobile|cell|fax|whatsapp|call(?: me)?(?: at| on)?|ring|text(?: me)?(?: at| on)?"
-    r"|numbers?(?: is)?|dial|reach(?: me)?(?: at| on)?|telefon|handy|ruf\w*|móvil|teléfono|portable|téléphone)\b|☎|📞)[^.\n\d]{0,25}$",
-    re.IGNORECASE,
+    r"""(?:\b(?:tel|phones?|telephone|mobile|cell|fax|whatsapp|(?:call|text|reach)(?:\ me)?(?:\ at|\ on)?|ring|dial
+    |numbers?(?:\ is)?|telefon|handy|ruf\w*|móvil|teléfono|portable|téléphone)\b|☎|📞)[^.\n\d]{0,25}$""",
+    re.IGNORECASE | re.VERBOSE,
 )
 """What stands before a bare row of digits that is a telephone number."""
 VERSION = re.compile(r"(?:\bv|\bversions?|\brelease|\bbuild|\bsection|\bchapter|§)\s?$", re.IGNORECASE)

@@ -74,8 +74,8 @@ UNABLE = r"""(?:
     | \ don't\ (?:want\ to|think\ (?:i|we)\ (?:can|should|want\ to)|know\ how\ to) | (?:\ woul|')d\ rather\ not
     | \ (?:am|must|have\ to|will\ have\ to)\ (?:decline|refuse)\ to | \ (?:decline|refuse)\ to
     )"""
-SERVE = r"""(?:help|assist|answer|provide|do\ (?:that|this|so|it|any)|give\ (?:you|out|that|this|any)|tell\ you|comply
-    |fulfil|create|generate|write|support|engage|participate|discuss|share|offer|recommend|respond|say\ (?:that|this|any)
+SERVE = r"""(?:help|assist|answer|provide|do\ (?:that|this|so|it|any)|give\ (?:you|out|that|this|any)|tell\ you
+    |comply|fulfil|create|generate|write|support|engage|participate|discuss|share|offer|recommend|respond|say\ (?:that|this|any)
     |talk\ about|encourage|condone|advise|continue\ (?:this|with)|explain|describe|suggest|teach|be\ (?:able|part)\b)"""
 MACHINE = r"(?:ai|artificial|large\ language|language\ model|virtual|chat\s?bot)\b"
 REFUSES = rf"""(?:{FILLER}{UNABLE}{FILLER}(?:\ (?:in\ good\ conscience|ethically|legally|directly|possibly))?
@@ -111,7 +111,7 @@ OTHERS = re.compile(
     | не\ (?:могу|можу|можем)\ (?:\w+\ ){0,3}?(?:помочь|ответить|предостав|выполнить|дать|допомогти)
     | как\ (?:искусственный|языковая\ модель)
     | 我(?:们|們)?(?:无法|不能|無法)(?:为您|為您|为你)?(?:提供|帮助|協助|协助|回答|满足|给)
-    | 作为(?:一个|一名)?(?:人工智能|ai|语言模型) 
+    | 作为(?:一个|一名)?(?:人工智能|ai|语言模型)
     | (?:お手伝い|お答え|提供)[^。]{0,8}?(?:できません|いたしかねます) | 도와드릴\ 수\ 없""",
     re.VERBOSE,
 )

@@ -110,7 +110,8 @@ def bias(
     covariance_FF, groups = logistic.robust(x_NF, won, found, cluster)
     place = int(position)
     estimates = [points(x_NF, won, found, covariance_FF, groups, place=i) for i in range(place + len(FEATURES))]
-    return Bias(estimates[0] if position else NO_ORDER, longer, *estimates[place:], pairs=len(won))
+    length, markdown, refusal = estimates[place:]
+    return Bias(estimates[0] if position else NO_ORDER, longer, length, markdown, refusal, len(won))
 
 
 NO_ORDER = Undefined("the order in which the answers were shown is not known")
@@ -227,7 +228,7 @@ def findings(found: Bias) -> list[Finding]:
         taste_finding(
             "D4.length_alone",
             found.length,
-            "An answer longer by one standard deviation, else alike, wins {size:.1f} points {more} often than half the time.",
+            "An answer one standard deviation longer, else alike, wins {size:.1f} points {more} often.",
             action="Compare with D4.length: what is left here is length itself.",
         ),
         taste_finding(
