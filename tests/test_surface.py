@@ -79,7 +79,9 @@ def test_answers_are_no_refusals(text: str) -> None:
     assert seen(text)["refusal"] == 0
 
 
-@pytest.mark.parametrize("text", ["I apologize for the delay.", "Oh, I'm so sorry!", "Es tut mir leid.", "Désolé, non."])
+@pytest.mark.parametrize(
+    "text", ["I apologize for the delay.", "Oh, I'm so sorry!", "Es tut mir leid.", "Désolé, non."]
+)
 def test_apologies_at_the_start_are_known(text: str) -> None:
     assert seen(text)["apology"] == 1
     assert seen("The guest said: " + text)["apology"] == 0

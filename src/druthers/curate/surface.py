@@ -75,8 +75,9 @@ UNABLE = r"""(?:
     | \ (?:am|must|have\ to|will\ have\ to)\ (?:decline|refuse)\ to | \ (?:decline|refuse)\ to
     )"""
 SERVE = r"""(?:help|assist|answer|provide|do\ (?:that|this|so|it|any)|give\ (?:you|out|that|this|any)|tell\ you
-    |comply|fulfil|create|generate|write|support|engage|participate|discuss|share|offer|recommend|respond|say\ (?:that|this|any)
-    |talk\ about|encourage|condone|advise|continue\ (?:this|with)|explain|describe|suggest|teach|be\ (?:able|part)\b)"""
+    |comply|fulfil|create|generate|write|support|engage|participate|discuss|share|offer|recommend|respond
+    |say\ (?:that|this|any)|talk\ about|encourage|condone|advise|continue\ (?:this|with)|explain|describe|suggest
+    |teach|be\ (?:able|part)\b)"""
 MACHINE = r"(?:ai|artificial|large\ language|language\ model|virtual|chat\s?bot)\b"
 REFUSES = rf"""(?:{FILLER}{UNABLE}{FILLER}(?:\ (?:in\ good\ conscience|ethically|legally|directly|possibly))?
       \ {SERVE} | (?:(?:'m|\ am|'re|\ are)(?:\ really)?\ (?:not\ |un)|\ do(?:n't|\ not)\ (?:really\ )?feel\ )comfortable
