@@ -102,7 +102,7 @@ def test_clean_sets_are_not_flagged() -> None:
 
 
 @pytest.mark.parametrize(("count", "position"), [(200, False), (200, True), (5000, False)])
-def test_longer_always_wins_is_flagged_with_a_finite_interval(count: int, position: bool) -> None:
+def test_longer_always_wins_is_flagged_with_a_finite_interval(*, count: int, position: bool) -> None:
     draw = np.random.default_rng(5)
     difference = differing(draw, count)
     difference[:, 0] += difference[:, 0] == 0

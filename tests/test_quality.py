@@ -170,7 +170,7 @@ def test_the_auc_is_that_of_every_pair_in_both_orientations() -> None:
 
 
 def test_the_interval_of_the_auc_covers() -> None:
-    """300 sets of scores whose true AUC is known: score_i + score_j > 0 for normal scores of mean m is Phi(m sqrt 2)."""
+    """300 sets of scores whose true AUC is known: of normal scores of mean m and variance 1 it is Phi(m sqrt 2)."""
     draw, hits, truth = np.random.default_rng(8), 0, 0.5 * math.erfc(-0.3)
     fold, code = np.zeros(400, dtype=np.int64), np.arange(400) // 2
     for _ in range(300):

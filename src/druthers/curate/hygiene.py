@@ -160,12 +160,13 @@ def speaks_for(text: str) -> bool:
 CLOSERS = "\"'”’»«“*_`)]}>）」』】》›~ "
 OPEN_WORDS = frozenset(
     """a an the and or nor but of to for from with without into onto upon than that which who whom whose because
-    although though if unless while whereas when where as is are was were be been being am has have had can could will would
-    shall should may might must your my our their its his these those this every each some any such very more most i'm
-    you're we're they're it's i've you've we've i'll you'll we'll don't doesn't isn't aren't can't won't der die das
-    den dem des ein eine einen einem einer und oder aber mit für von zu zum zur im ist sind wird werden dass weil wenn
-    ihre ihren le la les un une des du de et ou mais pour avec dans sur est sont que qui el los las una y o pero con
-    por para en es son il lo gli uno e ma di da per che não os um uma dos das het een van""".split()
+    although though if unless while whereas when where as is are was were be been being am has have had can
+    could will would shall should may might must your my our their its his these those this every each some any
+    such very more most i'm you're we're they're it's i've you've we've i'll you'll we'll don't doesn't isn't
+    aren't can't won't der die das den dem des ein eine einen einem einer und oder aber mit für von zu zum zur
+    im ist sind wird werden dass weil wenn ihre ihren le la les un une des du de et ou mais pour avec dans sur
+    est sont que qui el los las una y o pero con por para en es son il lo gli uno e ma di da per che não os um
+    uma dos das het een van""".split()
 )
 """Words that a sentence rarely ends with, so a last word of these means a cut; the prepositions that English sentences
 do end with (in, on, at, by, about) are left out."""
