@@ -35,14 +35,16 @@ MOJIBAKE = re.compile(f"[\u00c2-\u00df]{LATER}|[\u00e0-\u00ef]{LATER}{{2}}|[\u00
 SURROGATE = re.compile("[\ud800-\udfff]")
 TEMPLATE = re.compile(
     r"""<\|[A-Za-z0-9_\-./]{1,40}\|> | <｜[^｜\n]{1,40}｜> | \[/?INST\] | <</?SYS>>
-    | </?(?:start|end)_of_(?:turn|utterance|image|text)> | \[/?(?:SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]
+    | </?(?:start|end)_of_(?:turn|utterance|image|text)>
+    | \[/?(?:SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]
     | <(?:bos|eos|pad|unk|mask)> | \A\s*<s>(?!.*</s>.*\w) | (?<!\w)\[(?:CLS|SEP|PAD|UNK|MASK|EOS|BOS)\](?!\w)""",
     re.VERBOSE,
 )
 STRUCK = re.compile(r"<s>.*?</s>", re.DOTALL)
 """HTML's struck-out text, whose end is no token."""
 TURN = re.compile(
-    r"(?:\A|\n)[ \t]*(?:\*\*|\#{1,6} )?(?:Human|User|Assistant|AI|Q|### (?:Instruction|Response|Human|Assistant))(?:\*\*)?:(?:\*\*)?\s"
+    r"(?:\A|\n)[ \t]*(?:\*\*|#{1,6} )?(?:Human|User|Assistant|AI|(?<=### )(?:Instruction|Response))"
+    r"(?:\*\*)?:(?:\*\*)?\s"
 )
 
 
@@ -157,18 +159,20 @@ def speaks_for(text: str) -> bool:
 
 CLOSERS = "\"'”’»«“*_`)]}>）」』】》›~ "
 OPEN_WORDS = frozenset(
-    """a an the and or nor but of to for from with without into onto upon than that which who whom whose because although
-    though if unless while whereas when where as is are was were be been being am has have had can could will would
-    shall should may might must your my our their its his these those this every each some any such very more most
-    i'm you're we're they're it's i've you've we've i'll you'll we'll don't doesn't isn't aren't can't won't
-    der die das den dem des ein eine einen einem einer und oder aber mit für von zu zum zur im ist sind wird werden dass
-    weil wenn ihre ihren le la les un une des du de et ou mais pour avec dans sur est sont que qui el los las una y o
-    pero con por para en es son il lo gli uno e ma di da per che não os um uma dos das het een van""".split()
+    """a an the and or nor but of to for from with without into onto upon than that which who whom whose because
+    although though if unless while whereas when where as is are was were be been being am has have had can
+    could will would shall should may might must your my our their its his these those this every each some any
+    such very more most i'm you're we're they're it's i've you've we've i'll you'll we'll don't doesn't isn't
+    aren't can't won't der die das den dem des ein eine einen einem einer und oder aber mit für von zu zum zur
+    im ist sind wird werden dass weil wenn ihre ihren le la les un une des du de et ou mais pour avec dans sur
+    est sont que qui el los las una y o pero con por para en es son il lo gli uno e ma di da per che não os um
+    uma dos das het een van""".split()
 )
-"""Words that a sentence rarely ends with, so a last word of these means a cut; the prepositions that English sentences do end
-with (in, on, at, by, about) are left out."""
+"""Words that a sentence rarely ends with, so a last word of these means a cut; the prepositions that English sentences
+do end with (in, on, at, by, about) are left out."""
 MAY_END = frozenset(
-    "that this is are was were has have had can could will would should may might must be been am do those these some any most more each such as of to for from with y o e".split()
+    """that this is are was were has have had can could will would should may might must be been am do those these some
+    any most more each such as of to for from with y o e""".split()
 )
 """Of these, the ones that do end sentences: they count only where the text ends its other sentences with marks."""
 SENTENCE = re.compile(r"[.!?…][\"”'’)\]*_]*(?=\s)|[。！？।۔]")
@@ -182,10 +186,10 @@ LONG_SENTENCE = 14
 def is_cut(text: str) -> bool:
     r"""Whether a response stops in the middle of a sentence, as at a bound of tokens; made to be right when it says so.
 
-    It looks at the last line. A line that ends in a mark, a closed bracket or quote, a sign or an emoji is whole, and so
-    are headings, table rows and code. Else it is cut if its last word is one that no sentence ends with, or a comma; or
-    if the text ends its other sentences with marks and the line is no short one (a name, a date) and, in a list, if
-    the items before it do end with marks. A cut right behind a sentence cannot be seen.
+    It looks at the last line. A line that ends in a mark, a closed bracket or quote, a sign or an emoji is whole, and
+    so are headings, table rows and code. Else it is cut if its last word is one that no sentence ends with, or a comma;
+    or if the text ends its other sentences with marks and the line is no short one (a name, a date) and, in a list,
+    if the items before it do end with marks. A cut right behind a sentence cannot be seen.
 
     >>> is_cut("Water boils at 100 degrees. At the top of a mountain it boils at a lower tem"), is_cut("Plum")
     (True, False)
@@ -227,7 +231,7 @@ def breaks_off(last: str, before: list[str], *, item: bool) -> bool:
 def ends_sentence(line: str) -> bool:
     """Whether a line ends with the mark of a sentence, a colon, or an emoji in a mark's place."""
     end = line.rstrip().rstrip(CLOSERS + "\ufe0f")[-1:]
-    return end in STOPS or end in (":", "：") or end >= "\u2600" and not end.isalnum()
+    return end in STOPS or end in (":", "：") or (end >= "\u2600" and not end.isalnum())
 
 
 def unspaced(line: str) -> bool:

@@ -2,8 +2,8 @@
 
 A span says what kind of thing stands where, never what it says: values are neither returned nor written anywhere.
 Patterns are tight rather than wide, and what has a check digit must pass it: IBAN (ISO 13616, mod 97), payment card
-(ISO/IEC 7812, Luhn), and of national numbers only those with a check: ES DNI and NIE, IT codice fiscale, FR NIR, BR CPF,
-PL PESEL, DE tax number. An address of a private or reserved network belongs to nobody and is none.
+(ISO/IEC 7812, Luhn), and of national numbers only those with a check: ES DNI and NIE, IT codice fiscale, FR NIR,
+BR CPF, PL PESEL, DE tax number. An address of a private or reserved network belongs to nobody and is none.
 """
 
 from __future__ import annotations
@@ -49,13 +49,29 @@ KEY = re.compile(
     re.VERBOSE,
 )
 IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]{4}){2,7}(?:[ -]?[A-Z0-9]{1,3})?(?![A-Za-z0-9])")
-IBAN_LENGTHS = dict(
-    AD=24, AE=23, AL=28, AT=20, AZ=28, BA=20, BE=16, BG=22, BH=22, BR=29, BY=28, CH=21, CR=22, CY=28, CZ=24, DE=22,
-    DK=18, DO=28, EE=20, EG=29, ES=24, FI=18, FO=18, FR=27, GB=22, GE=22, GI=23, GL=18, GR=27, GT=28, HR=21, HU=28,
-    IE=22, IL=23, IQ=23, IS=26, IT=27, JO=30, KW=30, KZ=20, LB=28, LC=32, LI=21, LT=20, LU=20, LV=21, LY=25, MC=27,
-    MD=24, ME=22, MK=19, MR=27, MT=31, MU=30, NL=18, NO=15, PK=24, PL=28, PS=29, PT=25, QA=29, RO=24, RS=22, SA=24,
-    SC=31, SE=24, SI=19, SK=24, SM=27, ST=25, SV=28, TL=23, TN=24, TR=26, UA=29, VA=22, VG=24, XK=20,
-)  # fmt: skip
+IBAN_LENGTHS = {
+    country: length
+    for length, countries in {
+        15: "NO",
+        16: "BE",
+        18: "DK FI FO GL NL",
+        19: "MK SI",
+        20: "AT BA EE KZ LT LU XK",
+        21: "CH HR LI LV",
+        22: "BG BH CR DE GB GE IE ME RS VA",
+        23: "AE GI IL IQ TL",
+        24: "AD CZ ES MD PK RO SA SE SK TN VG",
+        25: "LY PT ST",
+        26: "IS TR",
+        27: "FR GR IT MC MR SM",
+        28: "AL AZ BY CY DO GT HU LB PL SV",
+        29: "BR EG PS QA UA",
+        30: "JO KW MU",
+        31: "MT SC",
+        32: "LC",
+    }.items()
+    for country in countries.split()
+}
 """Characters of an IBAN by country, from the SWIFT registry."""
 CARD = re.compile(
     r"(?<![\w.,/-])(?<!\d )[2-6]\d{3}(?:([ -]?)\d{4}\1\d{4}\1\d{1,7}|([ -]?)\d{6}\2\d{4,5})(?![\w-])(?![.,/]\d)"
@@ -84,9 +100,9 @@ PHONE = re.compile(
     re.VERBOSE,
 )
 CALLED = re.compile(
-    r"(?:\b(?:tel|phones?|telephone|mobile|cell|fax|whatsapp|call(?: me)?(?: at| on)?|ring|text(?: me)?(?: at| on)?|numbers?(?: is)?"
-    r"|dial|reach(?: me)?(?: at| on)?|telefon|handy|ruf\w*|móvil|teléfono|portable|téléphone)\b|☎|📞)[^.\n\d]{0,25}$",
-    re.IGNORECASE,
+    r"""(?:\b(?:tel|phones?|telephone|mobile|cell|fax|whatsapp|(?:call|text|reach)(?:\ me)?(?:\ at|\ on)?|ring|dial
+    |numbers?(?:\ is)?|telefon|handy|ruf\w*|móvil|teléfono|portable|téléphone)\b|☎|📞)[^.\n\d]{0,25}$""",
+    re.IGNORECASE | re.VERBOSE,
 )
 """What stands before a bare row of digits that is a telephone number."""
 VERSION = re.compile(r"(?:\bv|\bversions?|\brelease|\bbuild|\bsection|\bchapter|§)\s?$", re.IGNORECASE)
@@ -112,7 +128,7 @@ def candidates(text: str) -> Iterator[str]:
     """The kinds a text can hold at all, told by marks that are cheap to look for."""
     raw = text.encode("utf-8", "surrogatepass")
     digits = len(raw) - len(raw.translate(None, b"0123456789"))
-    if any([lead in text for lead in KEY_LEADS]):
+    if any(map(text.__contains__, KEY_LEADS)):
         yield "key"
     if b"@" in raw:
         yield "mail"

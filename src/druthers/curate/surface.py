@@ -74,12 +74,13 @@ UNABLE = r"""(?:
     | \ don't\ (?:want\ to|think\ (?:i|we)\ (?:can|should|want\ to)|know\ how\ to) | (?:\ woul|')d\ rather\ not
     | \ (?:am|must|have\ to|will\ have\ to)\ (?:decline|refuse)\ to | \ (?:decline|refuse)\ to
     )"""
-SERVE = r"""(?:help|assist|answer|provide|do\ (?:that|this|so|it|any)|give\ (?:you|out|that|this|any)|tell\ you|comply|fulfil
-    |create|generate|write|support|engage|participate|discuss|share|offer|recommend|respond|say\ (?:that|this|any)
-    |talk\ about|encourage|condone|advise|continue\ (?:this|with)|explain|describe|suggest|teach|be\ (?:able|part)\b)"""
+SERVE = r"""(?:help|assist|answer|provide|do\ (?:that|this|so|it|any)|give\ (?:you|out|that|this|any)|tell\ you
+    |comply|fulfil|create|generate|write|support|engage|participate|discuss|share|offer|recommend|respond
+    |say\ (?:that|this|any)|talk\ about|encourage|condone|advise|continue\ (?:this|with)|explain|describe|suggest
+    |teach|be\ (?:able|part)\b)"""
 MACHINE = r"(?:ai|artificial|large\ language|language\ model|virtual|chat\s?bot)\b"
-REFUSES = rf"""(?:{FILLER}{UNABLE}{FILLER}(?:\ (?:in\ good\ conscience|ethically|legally|directly|possibly|ever))?\ {SERVE}
-    | (?:(?:'m|\ am|'re|\ are)(?:\ really)?\ (?:not\ |un)|\ do(?:n't|\ not)\ (?:really\ )?feel\ )comfortable
+REFUSES = rf"""(?:{FILLER}{UNABLE}{FILLER}(?:\ (?:in\ good\ conscience|ethically|legally|directly|possibly))?
+      \ {SERVE} | (?:(?:'m|\ am|'re|\ are)(?:\ really)?\ (?:not\ |un)|\ do(?:n't|\ not)\ (?:really\ )?feel\ )comfortable
       \ (?:help|answer|discuss|talk|giv|provid|with|do|writ|say|shar|assist|support|recommend|encourag)
     | \ (?:must|have\ to|will)\ (?:respectfully\ |politely\ )?(?:decline|refuse)\b
     | (?:'m|\ am)(?:\ just|\ only|\ merely)?\ an?\ {MACHINE})"""
@@ -99,7 +100,8 @@ OTHERS = re.compile(
     r"""\b(?:kann|darf|werde|können)\ (?:\w+\ ){0,4}?nicht\ (?:\w+\ ){0,3}?
       (?:helfen|beantworten|weiterhelfen|unterstützen|anbieten|dienen|geben|erstellen|schreiben|nachkommen)
     | \bals\ (?:ki|künstliche|sprachmodell)\b
-    | \bne\ (?:peux|suis|pouvons)\ (?:malheureusement\ )?pas\ (?:\w+\ ){0,3}?(?:aider|répondre|fournir|donner|mesure|créer)
+    | \bne\ (?:peux|suis|pouvons)\ (?:malheureusement\ )?pas\ (?:\w+\ ){0,3}?
+      (?:aider|répondre|fournir|donner|mesure|créer)
     | \ben\ tant\ qu(?:'ia|e\ modèle|'intelligence|'assistant)
     | \bno\ (?:puedo|podemos)\ (?:\w+\ ){0,2}?(?:ayudar|responder|proporcionar|dar|cumplir|hacer|crear)
     | \bcomo\ (?:una?\ |um\ |uma\ )?(?:ia|inteligencia|inteligência|modelo\ de\ l)
@@ -110,7 +112,8 @@ OTHERS = re.compile(
     | не\ (?:могу|можу|можем)\ (?:\w+\ ){0,3}?(?:помочь|ответить|предостав|выполнить|дать|допомогти)
     | как\ (?:искусственный|языковая\ модель)
     | 我(?:们|們)?(?:无法|不能|無法)(?:为您|為您|为你)?(?:提供|帮助|協助|协助|回答|满足|给)
-    | 作为(?:一个|一名)?(?:人工智能|ai|语言模型) | (?:お手伝い|お答え|提供)[^。]{0,8}?(?:できません|いたしかねます) | 도와드릴\ 수\ 없""",
+    | 作为(?:一个|一名)?(?:人工智能|ai|语言模型)
+    | (?:お手伝い|お答え|提供)[^。]{0,8}?(?:できません|いたしかねます) | 도와드릴\ 수\ 없""",
     re.VERBOSE,
 )
 """The same in German, French, Spanish, Portuguese, Italian, Dutch, Russian, Ukrainian, Chinese, Japanese, Korean."""
@@ -122,7 +125,8 @@ WIDE_HINTS = ("我", "作为", "できません", "かねます", "도와")
 def surface(text: str) -> tuple[float, ...]:
     r"""The numbers of one response, in the order of `NAMES`.
 
-    Lines are those with something on them; `repeats` is the share of runs of four words that stood earlier in the text, which is high where a model goes in circles.
+    Lines are those with something on them; `repeats` is the share of runs of four words that stood earlier in the text,
+    which is high where a model goes in circles.
 
     >>> seen = dict(zip(NAMES, surface("I'm sorry, but I can't help with that.\n\n- Try **this**!\n- Or that?")))
     >>> [name for name, value in seen.items() if value == 1]
@@ -213,7 +217,7 @@ def refuses(opening: str) -> bool:
     if not ENGLISH_WORDS.isdisjoint(words) and ENGLISH.search(opening) is not None:
         return True
     hinted = not OTHER_WORDS.isdisjoint(words)
-    hinted = hinted or not opening.isascii() and any([hint in opening for hint in WIDE_HINTS])
+    hinted = hinted or (not opening.isascii() and any(map(opening.__contains__, WIDE_HINTS)))
     return hinted and OTHERS.search(opening) is not None
 
 

@@ -31,8 +31,8 @@ MARKDOWN = ("bullets", "numbered", "bold", "headings", "tables", "fences")
 POSITION_WARN, POSITION_FAIL = 2.0, 5.0
 """Points; a side that wins too often is always a fault of collection."""
 TASTE_WARN, LENGTH_FAIL = 2.0, 25.0
-"""Points; length, format and refusals may be what people want, so they are flagged and do not fail, but for length where
-three of four choices go to the longer answer: that data set teaches length."""
+"""Points; length, format and refusals may be what people want, so they are flagged and do not fail, but for length
+where three of four choices go to the longer answer: that data set teaches length."""
 LEAST_PAIRS, LEAST_CLUSTERS, LEAST_DIFFERENT = 50, 10, 20
 MODELS = 15
 """Models that have a column of their own, the most frequent first; the others share the level of none."""
@@ -110,7 +110,8 @@ def bias(
     covariance_FF, groups = logistic.robust(x_NF, won, found, cluster)
     place = int(position)
     estimates = [points(x_NF, won, found, covariance_FF, groups, place=i) for i in range(place + len(FEATURES))]
-    return Bias(estimates[0] if position else NO_ORDER, longer, *estimates[place:], pairs=len(won))
+    length, markdown, refusal = estimates[place:]
+    return Bias(estimates[0] if position else NO_ORDER, longer, length, markdown, refusal, len(won))
 
 
 NO_ORDER = Undefined("the order in which the answers were shown is not known")
@@ -151,8 +152,8 @@ def design(
     columns = [length / scale, difference_NF[:, 1], difference_NF[:, 2]]
     if models is not None:
         named, count = np.unique(np.concatenate(models), return_counts=True)
-        for code in named[np.argsort(-count, kind="stable")][: min(MODELS, len(named) - 1)]:
-            columns.append((models[0] == code).astype(np.float64) - (models[1] == code))
+        frequent = named[np.argsort(-count, kind="stable")][: min(MODELS, len(named) - 1)]
+        columns += [(models[0] == code).astype(np.float64) - (models[1] == code) for code in frequent]
     return np.column_stack([np.ones(len(length)), *columns] if position else columns)
 
 
@@ -171,7 +172,7 @@ def points(
         return Undefined(f"only {different} pairs differ in it; it takes {LEAST_DIFFERENT}", len(won_N))
     value = float(found.coefficient_F[place])
     known = 1 / float(np.linalg.inv(found.curvature_FF)[place, place])
-    if logistic.RIDGE > WEAK * known:
+    if WEAK * known < logistic.RIDGE:
         low, high = profile(x_NF, won_N, groups, place=place)
     else:
         half = clusters.quantile(groups) * sqrt(float(covariance_FF[place, place]))
@@ -214,7 +215,7 @@ def profile(x_NF: NDArray[np.float64], won_N: NDArray[np.float64], groups: int, 
 
 
 def findings(found: Bias) -> list[Finding]:
-    """What was found, by the limits of this module: D4.position, D4.length, D4.length_alone, D4.markdown, D4.refusal."""
+    """D4.position where the order is known, D4.length, D4.length_alone, D4.markdown and D4.refusal."""
     told = [
         position_finding(found.position),
         taste_finding(
@@ -227,7 +228,7 @@ def findings(found: Bias) -> list[Finding]:
         taste_finding(
             "D4.length_alone",
             found.length,
-            "With format and refusals alike, an answer longer by one standard deviation wins {size:.1f} points {more} often.",
+            "An answer one standard deviation longer, else alike, wins {size:.1f} points {more} often.",
             action="Compare with D4.length: what is left here is length itself.",
         ),
         taste_finding(

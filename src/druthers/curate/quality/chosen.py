@@ -77,7 +77,7 @@ def findings(found: Chosen | None, bad: dict[Any, Estimate] | None = None) -> li
                 text,
                 unit="share",
                 limits=Limits(warn=MOST_POOR),
-                action="Have better answers written or sampled for these prompts: the better of two poor answers is poor.",
+                action="Have better answers written or sampled: the better of two poor answers is poor.",
             )
         )
     for source, rate in (bad or {}).items():

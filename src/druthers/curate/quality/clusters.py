@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtrit
 
-from druthers.stats import Estimate, Interval, Undefined, paired_score
+from druthers.stats import Z_95, Estimate, Interval, Undefined, paired_score
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]
@@ -46,7 +46,7 @@ def mean(value_N: ArrayLike, cluster_N: ArrayLike) -> Estimate:
 
     >>> i = mean([1.0, 2.0, 3.0, 4.0], [0, 0, 1, 2])
     >>> i.value, round(i.low, 2), round(i.high, 2)
-    (2.5, -0.54, 5.54)
+    (2.5, -0.86, 5.86)
     """
     rows = np.asarray(value_N, dtype=np.float64)
     code_N, groups = codes(cluster_N)
@@ -66,7 +66,7 @@ def share(hit_N: ArrayLike, cluster_N: ArrayLike) -> Estimate:
     >>> i.value, round(i.low, 2), round(i.high, 2)
     (0.75, 0.66, 0.83)
     >>> round(share([1, 1, 1, 1], [0, 0, 1, 1]).low, 2)
-    0.09
+    0.34
     """
     rows = np.asarray(hit_N, dtype=np.float64)
     if len(rows) == 0:
@@ -77,7 +77,7 @@ def share(hit_N: ArrayLike, cluster_N: ArrayLike) -> Estimate:
     value = min(1.0, max(0.0, float(rows.mean())))
     spread = variance(rows - value, code_N, groups) / len(rows) ** 2
     effective = value * (1 - value) / spread if spread > 0 else float(groups)
-    low, high = wilson(value, effective, quantile(groups))
+    low, high = wilson(value, effective, quantile(groups) if spread > 0 else Z_95)
     return Interval(value, min(low, value), max(high, value), len(rows))
 
 
@@ -88,7 +88,7 @@ def difference(first_N: ArrayLike, second_N: ArrayLike, cluster_N: ArrayLike) ->
 
     >>> i = difference([1, 0, 0, 0] * 10, [0, 0, 0, 0] * 10, range(40))
     >>> i.value, round(i.low, 2), round(i.high, 2)
-    (0.25, 0.12, 0.4)
+    (0.25, 0.14, 0.4)
     """
     change = np.asarray(first_N, dtype=np.float64) - np.asarray(second_N, dtype=np.float64)
     if len(change) == 0:
@@ -99,7 +99,7 @@ def difference(first_N: ArrayLike, second_N: ArrayLike, cluster_N: ArrayLike) ->
     value = float(change.mean())
     alone = float(((change - value) ** 2).sum()) * len(change) / max(1, len(change) - 1)
     cost = max(1.0, variance(change - value, code_N, groups) / alone) if alone > 0 else len(change) / groups
-    wins, losses = (int(round(float((change == sign).sum()) / cost)) for sign in (1, -1))
+    wins, losses = (round(float((change == sign).sum()) / cost) for sign in (1, -1))
     found = paired_score(wins, losses, max(wins + losses, int(len(change) / cost)))
     assert isinstance(found, Interval)
     return Interval(value, min(found.low, value), max(found.high, value), len(change))

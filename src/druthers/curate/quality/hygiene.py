@@ -93,7 +93,8 @@ def check(
     prompt, _ = clusters.codes(prompt_N)
     if not len(chosen) == len(rejected) == len(asked) == len(prompt):
         raise ValueError(
-            f"{len(chosen)} chosen, {len(rejected)} rejected, {len(asked)} prompts and {len(prompt)} codes; give as many of each"
+            f"{len(chosen)} chosen, {len(rejected)} rejected, {len(asked)} prompts and {len(prompt)} codes; "
+            "give as many of each"
         )
 
     def has(bits: NDArray[Any], kind: str) -> NDArray[np.bool_]:
@@ -156,7 +157,7 @@ def findings(found: Hygiene, *, rows: Mapping[str, Rows] | None = None) -> list[
                 warn=0.0,
                 action=ACTIONS[kind],
                 rows=where.get(kind),
-            )  # fmt: skip
+            )
         )
     kinds = ", ".join(f"{count} {kind}" for kind, count in found.personal.items())
     told.append(
@@ -170,7 +171,7 @@ def findings(found: Hygiene, *, rows: Mapping[str, Rows] | None = None) -> list[
             warn=0.0,
             action="Redact them (the placeholders keep the sense), or leave the rows out.",
             rows=where.get("personal"),
-        )  # fmt: skip
+        )
     )
     told.append(
         counted(
@@ -181,7 +182,7 @@ def findings(found: Hygiene, *, rows: Mapping[str, Rows] | None = None) -> list[
             fail=0.0,
             action="Remove these rows.",
             rows=where.get("empty"),
-        )  # fmt: skip
+        )
     )
     return told
 
@@ -199,7 +200,8 @@ def apart(
     in_points = found.apart.map(lambda share: 100 * share)
     sign = 1.0 if in_points.value >= 0 else -1.0
     limits = None if warn is None else Limits(warn=sign * warn, bad="above" if sign > 0 else "below")
-    text = f"{100 * found.chosen.value:.1f} of 100 chosen and {100 * found.rejected.value:.1f} of 100 rejected answers {what}."
+    shares = (100 * found.chosen.value, 100 * found.rejected.value)
+    text = f"{shares[0]:.1f} of 100 chosen and {shares[1]:.1f} of 100 rejected answers {what}."
     return finding(f"D13.{name}", in_points, text, unit="points", limits=limits, rows=rows, action=action)
 
 
@@ -216,6 +218,12 @@ def counted(
 ) -> Finding:
     """A finding on a number of texts that was counted, not estimated."""
     return finding(
-        f"D13.{name}", count, text, n=n, unit="texts", limits=Limits(warn=warn, fail=fail), rows=rows,
+        f"D13.{name}",
+        count,
+        text,
+        n=n,
+        unit="texts",
+        limits=Limits(warn=warn, fail=fail),
+        rows=rows,
         action=action if count else "",
-    )  # fmt: skip
+    )

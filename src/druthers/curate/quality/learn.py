@@ -67,10 +67,10 @@ def findings(found: Learnability, *, rows: Rows | None = None) -> list[Finding]:
         finding(
             "D10.stuck",
             found.stuck,
-            f"{per_hundred(found.stuck)} are ranked wrong by the reference so firmly that training will hardly turn them.",
+            f"{per_hundred(found.stuck)} are ranked wrong by the reference too firmly for training to turn them.",
             unit="share",
             rows=rows,
-            action="A first round of supervised training on the chosen answers moves the reference; beta decides how far.",
+            action="Train on the chosen answers first: that moves the reference; a smaller beta lets DPO go farther.",
         ),
         finding(
             "D10.ranked",

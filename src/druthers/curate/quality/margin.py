@@ -75,8 +75,8 @@ def information(
     code_N, groups = clusters.codes(prompt_N)
     if not len(p) == len(margin) == len(weight) == len(code_N) > 0:
         raise ValueError(
-            f"{len(p)} p, {len(margin)} margins, {len(weight)} weights and {len(code_N)} prompts; give as many of each, "
-            "and at least one"
+            f"{len(p)} p, {len(margin)} margins, {len(weight)} weights and {len(code_N)} prompts; "
+            "give as many of each, and at least one"
         )
     each_G = np.bincount(code_N, minlength=groups)
     squared = float(weight @ weight)

@@ -1,9 +1,9 @@
 """How many labels are wrong, and which look so (D6).
 
-Suspects, in the way of confident learning (Northcutt et al. 2021, JAIR 70:1373): a model that knows the pair only by its
-features, trained on the other prompts, gives the chosen answer a chance p; where p < 0.2 it would have bet against the
-label. Pairs that it is surest about, whichever way, show how many labels are wrong: their features leave little room, so
-what is labelled the other way is mostly noise. Nothing is deleted: the suspects are for people to look at.
+Suspects, in the way of confident learning (Northcutt et al. 2021, JAIR 70:1373): a model that knows the pair only by
+its features, trained on the other prompts, gives the chosen answer a chance p; where p < 0.2 it would have bet against
+the label. Pairs that it is surest about, whichever way, show how many labels are wrong: their features leave little
+room, so what is labelled the other way is mostly noise. Nothing is deleted: the suspects are for people to look at.
 
 Letters: N pairs, F features, A annotators.
 """
@@ -52,8 +52,8 @@ class Noise:
 def noise(feature_NF: NDArray[Any], prompt_N: ArrayLike, *, seed: int) -> Noise:
     """Suspects and label noise of pairs with features (N, F), those of chosen less those of rejected.
 
-    Each fold of prompts is judged by a model learned on at most 20 000 pairs of the others. Features may be of any float
-    type and mapped from disk; they are read in blocks.
+    Each fold of prompts is judged by a model learned on at most 20 000 pairs of the others. Features may be of any
+    float type and mapped from disk; they are read in blocks.
     """
     prompt = np.asarray(prompt_N)
     if feature_NF.ndim != 2 or len(feature_NF) != len(prompt):
@@ -114,7 +114,7 @@ def wrong_share(score_N: NDArray[np.float64], code_N: NDArray[np.int64], right: 
     if isinstance(right, Undefined):
         return right
     if right.low < LEAST_RIGHT:
-        why = f"the features tell the winner right only {100 * right.value:.0f} times of 100, too seldom to speak of noise"
+        why = f"the features tell the winner right {100 * right.value:.0f} times of 100, too seldom to speak of noise"
         return Undefined(why, len(score_N))
     sure_N = np.abs(score_N)
     surest = sure_N >= np.quantile(sure_N, 1 - SUREST)
@@ -184,7 +184,7 @@ def findings(found: Noise, *, rows: Rows | None = None) -> list[Finding]:
             finding(
                 "D6.suspects",
                 share,
-                f"{len(found.suspects)} of {len(found.p_N)} labels look wrong: by their features the other answer is better.",
+                f"{len(found.suspects)} of {len(found.p_N)} labels look wrong: the model would have bet against them.",
                 n=len(found.p_N),
                 unit="share",
                 rows=rows,

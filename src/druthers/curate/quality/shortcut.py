@@ -53,9 +53,10 @@ class Shortcut:
 
 
 def shortcut(chosen_NS: NDArray[Any], rejected_NS: NDArray[Any], prompt_N: ArrayLike, *, seed: int) -> Shortcut:
-    """The shortcut score of pairs, from the numbers of `surface` of both sides, on at most 20 000 pairs drawn by `seed`.
+    """The shortcut score of pairs, from the numbers of `surface` of both sides.
 
-    `prompt_N` are the prompts' codes: pairs of one prompt stand in one fold. Raises ValueError for other columns.
+    At most 20 000 pairs are used, drawn by `seed`. `prompt_N` are the prompts' codes: pairs of one prompt stand in one
+    fold. Raises ValueError for columns that do not fit together.
     """
     prompt = np.asarray(prompt_N)
     if chosen_NS.shape != rejected_NS.shape or chosen_NS.shape != (len(prompt), len(surface.NAMES)):
@@ -104,7 +105,7 @@ def folds(groups: int, count: int, *, seed: int) -> NDArray[np.int64]:
 
 
 def features(chosen_NS: NDArray[np.float64], rejected_NS: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[str]]:
-    """The columns of the model, chosen less rejected and of unit size, and the family of each; constant ones are left out."""
+    """The columns of the model, chosen less rejected and of unit size, and the family of each; none is constant 0."""
     of = {name: family for family, names in FAMILIES.items() for name in names}
     columns, family_F = [], []
     for i, name in enumerate(surface.NAMES):
@@ -133,9 +134,10 @@ def beaten(score_N: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def auc(beats_N: NDArray[np.float64], fold_N: NDArray[np.int64], code_N: NDArray[np.int64], groups: int) -> Estimate:
-    """Mean over pairs of the AUC within folds, with the interval of DeLong et al. 1988 (Biometrics 44:837) over prompts.
+    """Mean over pairs of the AUC within folds, with the interval of DeLong et al. 1988 over prompts.
 
-    A pair stands twice in the U statistic, so its influence is twice its own part. Limits are made on the logit scale.
+    Biometrics 44:837. A pair stands twice in the U statistic, so its influence is twice its own part. Limits are made
+    on the logit scale.
     """
     mean_K = np.bincount(fold_N, beats_N) / np.bincount(fold_N)
     value = float(beats_N.mean())
@@ -149,13 +151,10 @@ def auc(beats_N: NDArray[np.float64], fold_N: NDArray[np.int64], code_N: NDArray
 def findings(found: Shortcut) -> list[Finding]:
     """D5.shortcut, and D5.gap, the mean gap in length beside it."""
     gap = found.gap
-    told = (
-        "The gap in length cannot be told."
-        if isinstance(gap, Undefined)
-        else (
-            f"The chosen answer is {abs(gap.value):.0f} characters {'longer' if gap.value >= 0 else 'shorter'} on average."
-        )
-    )
+    told = "The gap in length cannot be told."
+    if isinstance(gap, Interval):
+        direction = "longer" if gap.value >= 0 else "shorter"
+        told = f"The chosen answer is {abs(gap.value):.0f} characters {direction} on average."
     return [
         finding(
             "D5.shortcut",
