@@ -256,7 +256,18 @@ def curate(
 
     with open_run(settings) as opened:
         found = pipeline.curate_stage(opened, settings, screen=bars)
-    show({"run": settings.run, **found}, as_json=as_json, table=facts)
+    show({"run": settings.run, **found}, as_json=as_json, table=data_screen)
+
+
+def data_screen(result: dict[str, Any]) -> Table:
+    """One screen about curated data, in the words of the report; also writes the page it names."""
+    from druthers.report import data_lines, write_data_page
+
+    page = write_data_page(Path(result["run"]))
+    table = Table(Column(no_wrap=True), Column(overflow="fold"), show_header=False, box=None, pad_edge=False)
+    for line in data_lines(Path(result["run"]), page=page):
+        table.add_row(f"[dim]{line.name}[/]", escape(line.text), style=line.style or None)
+    return table
 
 
 @app.command()
@@ -296,10 +307,13 @@ def evaluate(*, run: RunArgument, as_json: Json = False) -> None:
 
 @app.command()
 def report(*, run: RunArgument, as_json: Json = False) -> None:
-    """Write report.html from the files of a run directory."""
-    from druthers.report import write_report
+    """Write report.html from the files of a run directory, and data.html where it holds curated pairs."""
+    from druthers.report import write_data_page, write_report
 
-    show({"report": str(write_report(run))}, as_json=as_json, table=facts)
+    pages = {"report": str(write_report(run))}
+    if (run / "data" / "summary.json").is_file():
+        pages["data"] = str(write_data_page(run))
+    show(pages, as_json=as_json, table=facts)
 
 
 @app.command()

@@ -39,6 +39,7 @@ TREES = (
 COLUMNS = ("pair_id", "step", "split", "logratio_chosen", "logratio_rejected")
 WRITERS = {
     "data": "the curate stage has not run here",
+    "data/quality.json": "the pairs were curated without measuring them",
     "metrics.jsonl": "the train stage has not taken a step here",
     "outcomes.parquet": "the train stage has not finished here",
     "checkpoints": "the train stage has kept no checkpoint here",
