@@ -147,20 +147,21 @@ def _sides(clusters: Clusters, *, share: float, seed: int) -> Sides:
         )
     size_G = np.bincount(clusters.cluster_M, minlength=len(clusters))
     new_G = clusters.side_G == OPEN
-    draw_G = np.array([_draw(i, clusters, seed) if new_G[i] else WHOLE for i in range(len(clusters))], dtype=np.float64)
+    draw_G = np.array(
+        [_draw(key, seed) if new else 1.0 for key, new in zip(clusters.key_G.tolist(), new_G, strict=True)]
+    )
     most = max(2.0, LARGEST * share * size_G[new_G].sum())
-    side_G = np.where(new_G, np.where((draw_G < share * WHOLE) & (size_G <= most), HELDOUT, TRAIN), clusters.side_G)
+    side_G = np.where(new_G, np.where((draw_G < share) & (size_G <= most), HELDOUT, TRAIN), clusters.side_G)
     if new_G.any() and not (side_G == HELDOUT).any():
-        side_G[np.argmin(np.where(new_G, draw_G + WHOLE * (size_G > size_G[new_G].min()), np.inf))] = HELDOUT
+        side_G[np.argmin(np.where(new_G, draw_G + (size_G > size_G[new_G].min()), np.inf))] = HELDOUT
     if new_G.any() and not (side_G == TRAIN).any():
         side_G[np.argmax(np.where(new_G, draw_G, -1.0))] = TRAIN
     return side_G.astype(np.uint8)
 
 
-def _draw(cluster: int, clusters: Clusters, seed: int) -> int:
-    """The number of a cluster in [0, 2**64), by its leader."""
-    leader = hashlib.blake2b(f"{seed} {clusters.key_G[cluster]}".encode(), digest_size=8)
-    return int.from_bytes(leader.digest(), "big")
+def _draw(key: int, seed: int) -> float:
+    """The number of a cluster in [0, 1), by its leader."""
+    return int.from_bytes(hashlib.blake2b(f"{seed} {key}".encode(), digest_size=8).digest(), "big") / WHOLE
 
 
 def _none(width: int, *, encoder: str, threshold: float) -> Clusters:
