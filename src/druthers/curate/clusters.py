@@ -97,7 +97,7 @@ def assign(
     key_U, first_U, prompt_N = np.unique(keys_N, return_index=True, return_inverse=True)
     cluster_U = _looked_up(known.cluster_M, known, key_U, absent=-1)
     new_U = cluster_U < 0
-    cluster_U[new_U], leader_GD = _led(vectors_ND[first_U[new_U]], known.leader_GD, threshold)
+    cluster_U[new_U], leader_GD = _led(vectors_ND, first_U[new_U], known.leader_GD, threshold)
     born = len(leader_GD) - len(known)
     _, leader_B = np.unique(cluster_U[new_U & (cluster_U >= len(known))], return_index=True)  # leaders came first
     key_M = np.concatenate([known.key_M, key_U[new_U]])
@@ -234,10 +234,10 @@ class Cell:
     count: int = 0
 
     def add(self, vectors_BD: Floats, ids_B: Whole) -> None:
-        """Put vectors in; room is doubled when it runs out."""
+        """Put vectors in; when room runs out there is half as much again."""
         end = self.count + len(ids_B)
         if end > len(self.ids):
-            room = max(end, 2 * len(self.ids), 8)
+            room = max(end, len(self.ids) * 3 // 2)
             self.vectors = np.resize(self.vectors, (room, vectors_BD.shape[1]))
             self.ids = np.resize(self.ids, room)
         self.vectors[self.count : end], self.ids[self.count : end] = vectors_BD, ids_B
@@ -326,38 +326,40 @@ def _spans(count: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def _led(vectors_ND: Floats, old_GD: NDArray[np.float16], threshold: float) -> tuple[Whole, NDArray[np.float16]]:
-    """The cluster of each vector in turn, and all leaders, old and new.
+def _led(
+    vectors_ND: Floats, turn_U: Whole, old_GD: NDArray[np.float16], threshold: float
+) -> tuple[Whole, NDArray[np.float16]]:
+    """The cluster of the vectors whose turn it is, one after another, and all leaders, old and new.
 
     Blocks grow, so that many vectors that are alike find their leader before a block is full of them.
     """
-    rounded_ND = vectors_ND.astype(np.float16)
-    count = len(old_GD) + len(vectors_ND)
-    cells = cells_for(vectors_ND, comparisons=count * len(vectors_ND), count=count)
+    count = len(old_GD) + len(turn_U)
+    sample_ND = vectors_ND[turn_U[: 2 * PER_CENTRE * int(np.sqrt(count) + 1)]]
+    cells = cells_for(sample_ND, comparisons=count * len(turn_U), count=count)
     for rows in _spans(len(old_GD), BLOCK):
         old = old_GD[rows].astype(np.float32)
         cells.add(old, np.arange(rows.start, rows.stop), cells.places(old)[:, 0])
-    cluster_N = np.empty(len(vectors_ND), dtype=np.int64)
-    leaders, total, start, size = [old_GD], len(old_GD), 0, 512
-    while start < len(vectors_ND):
-        block_BD = vectors_ND[start : start + size]
+    parts, leaders, total, start, size = [np.empty(0, np.int64)], [old_GD], len(old_GD), 0, 512
+    while start < len(turn_U):
+        block_BD = vectors_ND[turn_U[start : start + size]]
         place_BP = cells.places(block_BD)
         cosine_B, cluster_B = cells.nearest(block_BD, place_BP)
         free = np.flatnonzero(cosine_B < threshold)
-        own_BD = rounded_ND[start : start + size][free].astype(np.float32)
-        leader_F = _greedy(block_BD[free], own_BD, place_BP[free], threshold, cells=len(cells.cells))
+        half_FD = block_BD[free].astype(np.float16)  # as it is kept, so that what is kept gives the same answers
+        own_FD = half_FD.astype(np.float32)
+        leader_F = _greedy(block_BD[free], own_FD, place_BP[free], threshold)
         leads = np.flatnonzero(leader_F == np.arange(len(free)))
         number_F = np.full(len(free), -1, dtype=np.int64)
         number_F[leads] = total + np.arange(len(leads))
         cluster_B[free] = number_F[leader_F]
-        cells.add(own_BD[leads], number_F[leads], place_BP[free[leads], 0])
-        leaders.append(rounded_ND[start : start + size][free[leads]])
-        cluster_N[start : start + size] = cluster_B
+        cells.add(own_FD[leads], number_F[leads], place_BP[free[leads], 0])
+        leaders.append(half_FD[leads])
+        parts.append(cluster_B)
         total, start, size = total + len(leads), start + len(block_BD), min(2 * size, BLOCK)
-    return cluster_N, np.concatenate(leaders)
+    return np.concatenate(parts), np.concatenate(leaders)
 
 
-def _greedy(vectors_FD: Floats, rounded_FD: Floats, place_FP: Whole, threshold: float, *, cells: int) -> Whole:
+def _greedy(vectors_FD: Floats, rounded_FD: Floats, place_FP: Whole, threshold: float) -> Whole:
     """For each of some vectors that no leader is near to, in turn: itself, or the nearest earlier one that leads."""
     leader_F = np.arange(len(vectors_FD))
     near: dict[int, list[tuple[float, int]]] = {}
