@@ -45,6 +45,8 @@ PROBES = 8
 """Cells that are looked into."""
 BLOCK = 16_384
 """Rows at once."""
+AT_ONCE = 2**25
+"""Cosines in memory at once."""
 PER_CENTRE = 64
 """Rows a centre of a cell is made of."""
 NAMING = 20_000
@@ -132,8 +134,8 @@ def deal(vectors_ND: Floats, *, keys_N: Keys, clusters: Clusters, share: float, 
     for own, other, older in ((HELDOUT, TRAIN, True), (TRAIN, HELDOUT, False)):
         mine = np.flatnonzero((side_U == own) & ~old_U)
         theirs = np.flatnonzero((side_U == other) & (old_U | (not older)))
-        cosine, _ = nearest(vector_UD[mine], vector_UD[theirs])
-        side_U[mine[cosine >= clusters.threshold]] = LEFT_OUT
+        near = reaching(vector_UD[mine], vector_UD[theirs], threshold=clusters.threshold)
+        side_U[mine[near]] = LEFT_OUT
     decided_M[np.searchsorted(clusters.key_M, key_U)] = side_U
     return side_U[prompt_N], replace(clusters, side_G=side_G, side_M=decided_M)
 
@@ -275,9 +277,9 @@ class Cells:
         for cell, slots in _by_cell(place_BP.ravel()):
             held = self.cells[cell]
             if held.count:
-                cosine = vectors_BD[slots // place_BP.shape[1]] @ held.vectors[: held.count].T
-                at = cosine.argmax(1)
-                best[slots], who[slots] = cosine[np.arange(len(at)), at], held.ids[at]
+                rows, base_ND = slots // place_BP.shape[1], held.vectors[: held.count]
+                best[slots], at = nearest(vectors_BD[rows], base_ND)
+                who[slots] = held.ids[at]
         best_BP, who_BP = best.reshape(place_BP.shape), who.reshape(place_BP.shape)
         at_B1 = best_BP.argmax(1)[:, None]
         return np.take_along_axis(best_BP, at_B1, 1)[:, 0], np.take_along_axis(who_BP, at_B1, 1)[:, 0]
@@ -302,24 +304,35 @@ def cells_for(sample_ND: Floats, *, comparisons: int, count: int) -> Cells:
 
 
 def nearest(query_QD: Floats, base_ND: Floats) -> tuple[Floats, Whole]:
-    """Cosine of each query to the nearest unit vector of the base and its row, (Q,) each; -2 and -1 without a base.
+    """Cosine of each query to the nearest unit vector of the base and its row (the first of equals), (Q,) each.
 
-    Exact up to `EXACT` comparisons; beyond, the nearest of those in the `PROBES` nearest cells. Rows of the base should
-    stand in random order.
+    All are compared with all. Without a base the cosine is -2 and the row -1.
 
     >>> base = np.eye(3, dtype=np.float32)
     >>> nearest(np.array([[0.6, 0.8, 0.0]], dtype=np.float32), base)
     (array([0.8], dtype=float32), array([1]))
     """
-    cells = cells_for(base_ND, comparisons=len(query_QD) * len(base_ND), count=len(base_ND))
+    best_Q, who_Q = np.full(len(query_QD), -2.0, dtype=np.float32), np.full(len(query_QD), -1, dtype=np.int64)
+    if len(base_ND):
+        for rows in _spans(len(query_QD), max(1, AT_ONCE // len(base_ND))):
+            cosine = query_QD[rows] @ base_ND.T
+            who_Q[rows] = cosine.argmax(1)
+            best_Q[rows] = np.take_along_axis(cosine, who_Q[rows, None], 1)[:, 0]
+    return best_Q, who_Q
+
+
+def reaching(query_QD: Floats, base_ND: Floats, *, threshold: float) -> NDArray[np.bool_]:
+    """Which queries have a cosine of at least the threshold to one of the base, (Q,).
+
+    Exact up to `EXACT` comparisons; beyond, by those in the `PROBES` nearest cells. The base is in random order.
+    """
+    if len(query_QD) * len(base_ND) <= EXACT:
+        return nearest(query_QD, base_ND)[0] >= threshold
+    cells = cells_for(base_ND, comparisons=EXACT + 1, count=len(base_ND))
     for rows in _spans(len(base_ND), BLOCK):
         cells.add(base_ND[rows], np.arange(rows.start, rows.stop), cells.places(base_ND[rows])[:, 0])
-    found = [np.empty(0, np.float32)], [np.empty(0, np.int64)]
-    size = BLOCK if len(cells.cells) > 1 else max(1, min(BLOCK, 2**26 // max(1, len(base_ND))))
-    for rows in _spans(len(query_QD), size):
-        for parts, part in zip(found, cells.nearest(query_QD[rows], cells.places(query_QD[rows])), strict=True):
-            parts.append(part)
-    return np.concatenate(found[0]), np.concatenate(found[1])
+    parts = [cells.nearest(query_QD[rows], cells.places(query_QD[rows]))[0] for rows in _spans(len(query_QD), BLOCK)]
+    return np.concatenate(parts) >= threshold
 
 
 def _spans(count: int, size: int) -> list[slice]:
@@ -368,7 +381,7 @@ def _greedy(vectors_FD: Floats, rounded_FD: Floats, place_FP: Whole, threshold: 
         if (base := here.get(cell)) is None:
             continue
         rows = slots // place_FP.shape[1]
-        for part in _spans(len(rows), max(1, 2**24 // len(base))):
+        for part in _spans(len(rows), max(1, AT_ONCE // len(base))):
             cosine = vectors_FD[rows[part]] @ rounded_FD[base].T
             later, earlier = np.nonzero((cosine >= threshold) & (base[None, :] < rows[part][:, None]))
             for i, j, value in zip(rows[part][later], base[earlier], cosine[later, earlier], strict=True):
