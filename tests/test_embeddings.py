@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +168,30 @@ def test_what_is_no_encoder_is_refused(tmp_path: Path) -> None:
 def test_identity_is_of_weights_and_habits(tmp_path: Path, small: Encoder) -> None:
     assert load(str(encoder_folder(tmp_path / "same")), device="cpu").sha == small.sha
     assert load(str(encoder_folder(tmp_path / "other", most=32)), device="cpu").sha != small.sha
+
+
+def test_what_was_computed_once_is_found_on_the_disk(
+    tmp_path: Path, small: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embeddings, "WINDOW", 3)
+    asked_for: list[str] = []
+
+    def run(texts: Sequence[str], progress: embeddings.Progress | None) -> embeddings.Vectors:
+        asked_for.extend(texts)
+        return small.run(texts, progress)
+
+    counted = replace(small, run=run)
+    told: list[tuple[int, int]] = []
+    first = embed(TEXTS[:5], encoder=counted, cache=tmp_path)
+    whole = embed([*TEXTS[::-1], TEXTS[0]], encoder=counted, cache=tmp_path, progress=lambda *at: told.append(at))
+    assert sorted(asked_for) == sorted(TEXTS)
+    assert told[-1] == (len(TEXTS), len(TEXTS))
+    np.testing.assert_array_equal(whole[::-1][1:6], first)
+    np.testing.assert_allclose(whole[:-1], embed(TEXTS[::-1], encoder=small), atol=1e-5)
+    for file in tmp_path.rglob("*.vectors.npy"):
+        file.write_bytes(b"damaged")
+    np.testing.assert_allclose(embed(TEXTS, encoder=counted, cache=tmp_path), whole[-2::-1], atol=1e-5)
+    assert len(asked_for) == 2 * len(TEXTS)
 
 
 def test_a_system_turn_is_not_what_is_asked() -> None:

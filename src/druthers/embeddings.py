@@ -114,18 +114,75 @@ def load(path: str = "default", *, corpus: Iterable[str] = (), device: str = "au
     return neural(path, str(place) if place else None, device=models.device_named(device))
 
 
-def embed(texts: Sequence[str], *, encoder: Encoder, progress: Progress | None = None) -> Vectors:
+def embed(
+    texts: Sequence[str], *, encoder: Encoder, cache: Path | None = None, progress: Progress | None = None
+) -> Vectors:
     """Unit vectors of texts, float32 (N, D), in their order; equal texts are computed once.
 
-    A vector depends on its text alone: order and neighbours change it by less than 1e-5. `progress` is called with
-    (texts done, distinct texts in all).
+    A vector depends on its text alone: order and neighbours change it by less than 1e-5. In the folder `cache` vectors
+    are kept for the next time, those of an encoder without weights aside, which are made as fast. `progress` is called
+    with (texts done, distinct texts in all).
     """
     place: dict[str, int] = {}
     of_N = [place.setdefault(text, len(place)) for text in texts]
     if not place:
         return np.zeros((0, encoder.width), dtype=np.float32)
-    found = encoder.run(list(place), progress)
+    if cache is None or not encoder.learned:
+        found = encoder.run(list(place), progress)
+    else:
+        found = kept(list(place), encoder, cache / encoder.sha[:16], progress)
     return found if len(place) == len(of_N) else found[np.array(of_N)]
+
+
+# ---------------------------------------------------------------- vectors on disk
+
+
+def kept(texts: Sequence[str], encoder: Encoder, folder: Path, progress: Progress | None) -> Vectors:
+    """Vectors of distinct texts, from the disk where they are there; a window of new ones at a time is put there."""
+    key_N2 = hashed(texts)
+    out_ND, known_N = recalled(key_N2, folder, encoder.width)
+    new = np.flatnonzero(~known_N)
+    for start in range(0, len(new), WINDOW):
+        rows, done = new[start : start + WINDOW], len(texts) - len(new) + start
+
+        def tell(count: int, _: int, done: int = done) -> None:
+            if progress:
+                progress(done + count, len(texts))
+
+        out_ND[rows] = encoder.run([texts[i] for i in rows], tell)
+        put(folder, key_N2[rows], out_ND[rows])
+    return out_ND
+
+
+def hashed(texts: Sequence[str]) -> NDArray[np.uint64]:
+    """128 bits for each text, (N, 2)."""
+    digests = (hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in texts)
+    return np.frombuffer(b"".join(digests), dtype="<u8").reshape(-1, 2)
+
+
+def put(folder: Path, key_N2: NDArray[np.uint64], vectors_ND: Vectors) -> None:
+    """Two files that are never changed; the keys come last, so where they are the vectors are whole."""
+    name = hashlib.blake2b(key_N2.tobytes(), digest_size=8).hexdigest()
+    for kind, array in (("vectors", vectors_ND), ("keys", key_N2)):
+        with storage.replacing(folder / f"{name}.{kind}.npy") as file:
+            np.save(file, array)
+
+
+def recalled(key_N2: NDArray[np.uint64], folder: Path, width: int) -> tuple[Vectors, NDArray[np.bool_]]:
+    """Vectors as far as the folder has them, (N, D), and which those are; a damaged file is passed over."""
+    out_ND, known_N = np.empty((len(key_N2), width), dtype=np.float32), np.zeros(len(key_N2), dtype=bool)
+    for file in sorted(folder.glob("*.keys.npy")):
+        try:
+            key_S2 = np.load(file)
+            vectors_SD = np.load(file.with_name(file.name.replace(".keys.", ".vectors.")), mmap_mode="r")
+        except (OSError, ValueError, EOFError):
+            continue
+        order = np.argsort(key_S2[:, 0])
+        at_N = order[np.minimum(np.searchsorted(key_S2[:, 0], key_N2[:, 0], sorter=order), len(order) - 1)]
+        hit_N = (key_S2[at_N] == key_N2).all(1)
+        out_ND[hit_N] = vectors_SD[at_N[hit_N]]
+        known_N |= hit_N
+    return out_ND, known_N
 
 
 # ---------------------------------------------------------------- an encoder with weights

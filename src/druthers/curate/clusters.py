@@ -16,10 +16,11 @@ import json
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import log
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -287,9 +288,11 @@ class Cells:
 
 def _by_cell(cell_S: Whole) -> Iterator[tuple[int, Whole]]:
     """Each cell that occurs, with the places where it does."""
+    if not len(cell_S):
+        return
     order = np.argsort(cell_S, kind="stable")
     found, starts = np.unique(cell_S[order], return_index=True)
-    yield from zip(found.tolist(), np.split(order, starts[1:]), strict=True) if len(cell_S) else ()
+    yield from zip(found.tolist(), np.split(order, starts[1:]), strict=True)
 
 
 def cells_for(sample_ND: Floats, *, comparisons: int, count: int) -> Cells:
@@ -465,9 +468,8 @@ def names_of(texts: Sequence[str], topic_N: Whole, *, k: int, words: int = 3) ->
 def _name(found: Counter[str], size: int, everywhere: Counter[str], total: int, words: int) -> str:
     """The words of one topic."""
     worth = {
-        word: count / size * np.log(count / size * total / everywhere[word])
+        word: count / size * log(count / size * total / everywhere[word])
         for word, count in found.items()
         if count * total > everywhere[word] * size
     }
-    best: Iterable[Any] = sorted(worth, key=lambda word: (-worth[word], word))[:words]
-    return ", ".join(best) or "(no words)"
+    return ", ".join(sorted(worth, key=lambda word: (-worth[word], word))[:words]) or "(no words)"
