@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from druthers import power
@@ -240,6 +240,7 @@ def test_too_few_sizes_too_close_together_and_too_far_ahead_are_said_as_such() -
         curve([Point(n, 0.7, 0.005) for n in (1000, 2000, 4000)]).at(50_000)
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.floats(0.3, 0.95), min_size=3, max_size=6), st.integers(0, 2**32 - 1))
 def test_any_runs_give_a_curve_that_never_falls(accuracies: list[float], seed: int) -> None:
     points = [Point(500 * 2**i, a, 0.02) for i, a in enumerate(accuracies)]
