@@ -271,6 +271,40 @@ def data_screen(result: dict[str, Any]) -> Table:
 
 
 @app.command()
+def advise(
+    *,
+    run: RunArgument,
+    improvement: Annotated[
+        float, typer.Option(min=0.1, max=50, metavar="POINTS", help="The improvement that should be seen, in points.")
+    ] = 5.0,
+    runs: Annotated[
+        list[Path] | None, typer.Option("--runs", help="A run of another size, for a learning curve; again for more.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often data will be collected and a model trained.")] = 1,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", help="Write the prompts to collect next there (.jsonl).")
+    ] = None,
+    most: Annotated[int, typer.Option(min=1, help="At most so many prompts.")] = 1000,
+    as_json: Json = False,
+) -> None:
+    """Say what the data can teach: method, quantity, what to collect next; each answer with evidence and rule."""
+    from druthers.counsel import counsel, table_of
+    from druthers.run import Run
+
+    found = counsel(
+        Run(run),
+        improvement=improvement / 100,
+        rounds=rounds,
+        others=[Run(other) for other in runs or ()],
+        prompts=prompts,
+        most=most,
+        bars=bars.bar,
+    )
+    bars.clear()
+    show(found, as_json=as_json, table=table_of)
+
+
+@app.command()
 def train(
     *,
     overrides: Overrides = None,

@@ -184,10 +184,14 @@ class Pair(Record):
 
 
 class Prompt(Record):
-    """A question without an answer: what `sample` reads and held-out evaluation asks."""
+    """A question without an answer: what `sample` reads and held-out evaluation asks.
+
+    `reason` says why it was queued for collection, where it was.
+    """
 
     prompt: Messages
     group: str = ""
+    reason: str = ""
 
     _prompt = field_validator("prompt")(check_prompt)
 
@@ -342,6 +346,27 @@ class Finding(Record):
     undefined: str = ""
     rows: Rows | None = None
     action: str = ""
+
+
+Texts = Annotated[tuple[str, ...], Field(strict=False)]
+
+
+class Advice(Record):
+    """One answer to one question about what the data can teach, with the rule that fired and what it saw.
+
+    `evidence` are the ids of the findings and the names of the counts that the rule saw, `why` says them with their
+    numbers, `action` is a command, or empty, `sources` are arXiv ids or "default". `missing` is what the question also
+    takes: where it is not empty, that much of the answer is not known.
+    """
+
+    question: str
+    answer: str
+    rule: str
+    why: str = ""
+    evidence: Texts = ()
+    action: str = ""
+    sources: Texts = ()
+    missing: Texts = ()
 
 
 class Exchange(Record):
