@@ -27,6 +27,7 @@ POLICY = ("data", "grading", "quality")
 ALONE = ("seed", "model.path")
 BIASES = ("D4", "D5", "D6", "D9", "D12")
 MOST_FINDINGS = 40
+NUMBER = re.compile(r"[\d−—]")
 
 
 def card(run: Path, *, licence: str = "") -> str:
@@ -39,7 +40,7 @@ def card(run: Path, *, licence: str = "") -> str:
     found = shown(files)
     parts = [
         front(files, licence=licence),
-        f"# {md(name_of(files))}\n\nPairs for preference learning (DPO): a prompt with a chosen and a rejected response.",
+        f"# {md(name_of(files))}\n\nPreference pairs: a prompt with a chosen and a rejected response.",
         composition(files),
         sources(files),
         policy(files),
@@ -53,8 +54,19 @@ def card(run: Path, *, licence: str = "") -> str:
 
 
 def name_of(files: DataFiles) -> str:
-    """What the data is called: its source without the way to it."""
-    return fitted(wording.last_part(text(files.summary, "source")) or files.run.resolve().name, 120)
+    """What the data is called."""
+    return fitted(name_from(text(files.summary, "source")) or files.run.resolve().name, 120)
+
+
+def name_from(source: str) -> str:
+    """The name of a source: the file without the way to it, or its folder where the file's name says little.
+
+    >>> name_from("/home/me/voice/pairs.jsonl.gz"), name_from("brand-voice"), name_from("hf://datasets/org/set")
+    ('voice', 'brand-voice', 'set')
+    """
+    folder, _, file = source.rstrip("/").rpartition("/")
+    stem = file.partition(".")[0]
+    return folder.rpartition("/")[2] if stem in ("train", "pairs", "data") and folder else stem
 
 
 def front(files: DataFiles, *, licence: str) -> str:
@@ -99,11 +111,9 @@ def md(words: str) -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown; the first column is text, the others hang right."""
-    head = [
-        "| " + " | ".join(columns) + " |",
-        "|" + "|".join("---" if i == 0 else "---:" for i in range(len(columns))) + "|",
-    ]
+    """A table in Markdown; columns of numbers hang right."""
+    hangs = ["---:" if all(NUMBER.match(row[i]) for row in rows) else "---" for i in range(len(columns))]
+    head = ["| " + " | ".join(columns) + " |", "| " + " | ".join(hangs) + " |"]
     return "\n".join([*head, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
@@ -134,9 +144,9 @@ def composition(files: DataFiles) -> str:
         f"{cut} responses are cut in training. {margin}"
     )
     fields = (
-        "Each line is one pair: `id`, `prompt`, `chosen`, `rejected` (lists of messages with `role` and `content`), and "
-        "where they are set `p` (probability that chosen is better), `margin`, `weight`, `group`, `criterion`, `source`, "
-        "`tools`."
+        "Each line is one pair: `id`, `prompt`, `chosen`, `rejected` (lists of messages with `role` and `content`), "
+        "and where they are set `p` (probability that chosen is better), `margin`, `weight`, `group`, `criterion`, "
+        "`source`, `tools`."
     )
     tables = (table(["split", "pairs", "prompts", "file"], sides), table(["tokens", "mean", "most"], lengths))
     return "\n\n".join(["## Composition", tables[0], fields, tables[1], said])
@@ -147,7 +157,7 @@ def sources(files: DataFiles) -> str:
     tree, folder = files.summary, files.run / "data"
     split = text(tree, "heldout_source")
     apart = (
-        f"`heldout` comes from a file of its own: {code(split)}."
+        f"`heldout` comes from a file of its own: {code(wording.last_part(split))}."
         if split
         else "`heldout` was split off by prompt, so no prompt stands on both sides."
     )
@@ -173,7 +183,11 @@ def code(words: str) -> str:
 
 def policy(files: DataFiles) -> str:
     """The settings that decided what is in it."""
-    rows = [[f"`{key}`", code(value)] for key, value in provenance.settings(files.tree("config.json")) if decides(key)]
+    rows = [
+        [f"`{key}`", code(wording.last_part(value))]
+        for key, value in provenance.settings(files.tree("config.json"))
+        if decides(key)
+    ]
     shown_rows = (
         table(["setting", "value"], rows) if rows else "The run's config.json is missing, so its settings are unknown."
     )
@@ -247,7 +261,8 @@ def left_out(files: DataFiles) -> str:
         [md(REASONS.get(name, (name.replace("_", " "), ELSE))[0]), wording.count(n), code(name)]
         for name, n in every[:40]
     ]
-    return f"## What was left out\n\n{table(['why', 'rows', 'code'], rows)}\n\nEvery row that was refused stands with its reason in `rejected.jsonl`."
+    where = "Every row that was refused stands with its reason in `rejected.jsonl`."
+    return f"## What was left out\n\n{table(['why', 'rows', 'code'], rows)}\n\n{where}"
 
 
 def licence_text(licence: str) -> str:
@@ -258,11 +273,15 @@ def licence_text(licence: str) -> str:
 
 
 def command(files: DataFiles) -> str:
-    """The command that makes the data again: the source, and every deciding setting that is not at its default."""
+    """The command that makes the data again: the source, and every deciding setting that is not at its default.
+
+    Files are named without the way to them: a card goes to others, who have them elsewhere.
+    """
     default = dict(provenance.settings(Settings().model_dump(mode="json")))
     own = dict(provenance.settings(files.tree("config.json")))
     changes = [f"{key}={spelled(value)}" for key, value in own.items() if decides(key) and default.get(key) != value]
-    source = own.get("data.pairs") or text(files.summary, "source") or "PAIRS"
+    own = {key: wording.last_part(value) for key, value in own.items()}
+    source = own.get("data.pairs") or wording.last_part(text(files.summary, "source")) or "PAIRS"
     named = [change for change in changes if not change.startswith(("data.pairs=", "model.path="))]
     model = own.get("model.path", "default")
     words = ["druthers", "curate", "--data", source, *(["--model", model] if model != "default" else [])]

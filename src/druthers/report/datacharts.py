@@ -104,10 +104,17 @@ def histogram(figure: Tree) -> Chart | None:
     unit = fitted(text(figure, "unit"), 40)
     middles = ", ".join(f"{name} {figures.plain(q[1])}" for name, q in quantiles.items())
     label = f"{title(figure)}: histogram; median {middles} {unit}"
-    rows = [[fitted(name, 60), wording.count(sum(series[name])), *map(short, q)] for name, q in quantiles.items()]
+    rows = [
+        [fitted(called(name), 60), wording.count(sum(series[name])), *map(short, q)] for name, q in quantiles.items()
+    ]
     columns = ["", "pairs", "10th pct", f"median{', ' + unit if unit else ''}", "90th pct"]
-    legend = [(one.style, fitted(one.name, 60)) for one in drawn]
+    legend = [(one.style, fitted(called(one.name), 60)) for one in drawn]
     return Chart(title(figure), figures.binned_chart(few, drawn, label=label), legend, columns, rows, note(figure))
+
+
+def called(name: str) -> str:
+    """A series in words."""
+    return {"train": "to train on", "heldout": "held out"}.get(name, name)
 
 
 def short(value: float) -> str:

@@ -327,7 +327,8 @@ def zones_scale(values: Sequence[float], limits: Sequence[float]) -> Scale:
     low, high = min(every), max(every)
     reach = max(abs(limit) for limit in limits) if limits else 0.0
     air = 0.3 * max(high - low, 0.3 * reach) or 1.0
-    return Scale(0.0 if low >= 0 else low - air, 0.0 if high <= 0 and low < 0 else high + air)
+    start = -0.15 * air if 0.0 in limits else 0.0
+    return Scale(start if low >= 0 else low - air, -start if high <= 0 and low < 0 else high + air)
 
 
 def zones_row(

@@ -35,6 +35,20 @@ TITLES = {
     "D13": "Hygiene",
 }
 """What the findings whose id begins so are about."""
+MEASURES = {
+    "alpha": "Krippendorff's α",
+    "cut": "cut responses",
+    "effective": "effective number of pairs",
+    "flip": "pairs that training cannot flip",
+    "leak": "leaks",
+    "near": "near copies",
+    "noise": "wrong labels",
+    "onpolicy": "share of the present model",
+    "pii": "personal data",
+    "position": "order of showing",
+    "shortcut": "area under the curve",
+}
+"""What the ids of findings call by a short word."""
 SCORES = ("D3.", "D5.", "D8.shift", "D8.diversity")
 """Findings without a unit that are no shares: agreement and areas under a curve are told as plain numbers."""
 STATES = ("fail", "warn", "uncertain", "pass", "undefined")
@@ -83,13 +97,14 @@ class Found:
 
 
 def title_of(name: str) -> str:
-    """What a finding is about, in words.
+    """What a finding is about, in words; the second part is left away where it says nothing more.
 
-    >>> title_of("D1.leak"), title_of("D4.length_alone"), title_of("X9.new")
-    ('Duplicates and leaks: leak', 'Biases: length alone', 'X9: new')
+    >>> title_of("D1.leak"), title_of("D4.length_alone"), title_of("D8.coverage"), title_of("X9.new")
+    ('Duplicates and leaks: leaks', 'Biases: length alone', 'Coverage', 'X9: new')
     """
     group, _, measure = name.partition(".")
-    return ": ".join(part for part in (TITLES.get(group, group), measure.replace("_", " ")) if part)
+    title, words = TITLES.get(group, group), MEASURES.get(measure, measure.replace("_", " "))
+    return title if not words or title.casefold().startswith(words.casefold()) else f"{title}: {words}"
 
 
 def state_of(finding: Finding) -> str:
@@ -178,16 +193,22 @@ def whole(values: Sequence[float]) -> bool:
     return all(v == round(v) for v in values)
 
 
-def told(one: Finding, value: float | None, *, unit: bool = True) -> str:
-    """A number of a finding with its unit."""
+def told(one: Finding, value: float | None, *, unit: bool = True, limit: bool = False) -> str:
+    """A number of a finding with its unit; a limit is written as it was set."""
     if value is None:
         return NONE
     if is_share(one):
-        return wording.percent(value, 1 if abs(value) >= 0.001 or not value else 3)
+        digits = 1 if abs(value) >= 0.001 or not value else 3
+        return f"{figures.plain(100 * value)}{wording.THIN}%" if limit else wording.percent(value, digits)
     every = [v for v in (one.value, one.low, one.high) if v is not None]
-    digits = 0 if whole([*every, value]) or abs(value) >= 1000 else 1 if abs(value) >= 10 else 2
-    written = wording.decimal(value, digits)
-    return f"{written}{wording.THIN if one.unit == '%' else ' '}{one.unit}" if one.unit and unit else written
+    digits = 0 if whole([*every, value]) or abs(value) >= 1000 else 1 if one.unit or max(map(abs, every)) >= 10 else 2
+    written = figures.plain(value) if limit else wording.decimal(value, digits)
+    return f"{written}{wording.THIN if one.unit == '%' else ' '}{one.unit}" if told_unit(one) and unit else written
+
+
+def told_unit(one: Finding) -> str:
+    """The unit that stands behind a number; a share is told in per cent."""
+    return "" if one.unit == "share" else one.unit
 
 
 def interval(one: Finding) -> str:
@@ -207,7 +228,10 @@ def limits(one: Finding) -> str:
     if given is None or (given.warn is None and given.fail is None):
         return ""
     named = [(verb, limit) for verb, limit in (("warns", given.warn), ("fails", given.fail)) if limit is not None]
-    said = [f"{verb} {given.bad} {told(one, limit, unit=i == len(named) - 1)}" for i, (verb, limit) in enumerate(named)]
+    said = [
+        f"{verb} {given.bad} {told(one, limit, unit=i == len(named) - 1, limit=True)}"
+        for i, (verb, limit) in enumerate(named)
+    ]
     return ", ".join(said)
 
 

@@ -106,7 +106,7 @@ def done(summary: Mapping[str, Any]) -> list[str]:
     return [
         f"{total:,} rows set aside in data/rejected.jsonl: {', '.join(said)}" if total else "no row was set aside",
         *([f"{wording.count(beyond)} rows beyond data.limit"] if beyond else []),
-        *([f"{cut:,} responses are cut to data.max_response in training"] if cut else []),
+        *([f"{cut:,} response{'s' * (cut != 1)} cut to data.max_response in training"] if cut else []),
         *([f"{wording.count(joined)} rows had turns of one speaker joined"] if joined else []),
     ]
 
