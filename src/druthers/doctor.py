@@ -336,7 +336,13 @@ def allowed(field: FieldInfo) -> str:
     return f"{words} {' and '.join(bounds)}".strip()
 
 
-WORDS: dict[Any, str] = {int: "whole number", float: "number", str: "text", bool: "true or false", dict: "names with numbers"}
+WORDS: dict[Any, str] = {
+    int: "whole number",
+    float: "number",
+    str: "text",
+    bool: "true or false",
+    dict: "names with numbers",
+}
 SIGNS = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
 
 

@@ -27,7 +27,7 @@ Metric = Literal["nominal", "ordinal", "interval"]
 LEVELS = 4
 """Strengths of a preference: 0 not said, 1 slightly, 2 clearly, 3 much better."""
 GUESSED = (1.0, 0.65, 0.80, 0.92)
-"""Probability that a preference of each strength is right where nothing measures it; without a strength, as given."""
+"""Probability that a preference of each strength is right where nothing measures it; one without is taken as it is."""
 FEWEST = 50
 """Comparisons from which on a strength is measured and no longer guessed."""
 WIDEST = 3000
@@ -181,7 +181,8 @@ def alike_units(unit_V: NDArray[Any], code_V: Ints) -> tuple[Alike, Ints, Ints]:
 def stretches(first: Ints, size: Ints) -> Ints:
     """The places first, first + 1, ... of several stretches, one after another."""
     ends = np.cumsum(size)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(first - (ends - size), size)
+    out: Ints = np.arange(ends[-1] if len(ends) else 0) + np.repeat(first - (ends - size), size)
+    return out
 
 
 def contributions(row_P: Ints, code_P: Ints, values: Floats, *, metric: Metric, mirrored: bool) -> Floats:
@@ -303,7 +304,7 @@ def disagreement(votes: Votes, *, cluster_U: ArrayLike | None = None) -> Estimat
     met_U: Floats = (first_U + second_U) * (first_U + second_U - 1) / 2
     judged = int((met_U > 0).sum())
     if cluster_U is not None:
-        apart_U, met_U = np.bincount(cluster_U, apart_U), np.bincount(cluster_U, met_U)
+        apart_U, met_U = (np.bincount(cluster_U, of_U).astype(np.float64) for of_U in (apart_U, met_U))
     apart_U, met_U = apart_U[met_U > 0], met_U[met_U > 0]
     if not judged:
         return Undefined("no item was judged twice without a tie")
@@ -379,10 +380,11 @@ class Crowd:
 def dawid_skene(votes: Votes, *, smoothing: float = 1.0, most: int = 2000) -> Crowd:
     """Truth of the items and habits of the annotators, each from the other, by EM.
 
-    Dawid & Skene 1979, Applied Statistics 28:20. Three truths (first better, tie, second better), the two sides tied: an annotator errs alike in both directions.
-    `smoothing` answers are added to every cell, so what climbs at each round is the log-posterior. It begins with the
-    shares of the votes, which settles that most annotators are mostly right; the data alone do not say. Where nobody
-    ever said tie, no item is one. At most `most` rounds.
+    Dawid & Skene 1979, Applied Statistics 28:20, with three truths (first better, tie, second better) of which the two
+    sides are tied: an annotator errs alike in both directions. `smoothing` answers are added to every cell, so what
+    climbs at each round is the log-posterior. It begins with the shares of the votes, which settles that most
+    annotators are mostly right; the data alone do not say. Where nobody ever said tie, no item is one. At most `most`
+    rounds.
 
     The same to the last bit whatever the order of the votes, and with all sides exchanged the same, sides exchanged.
 
@@ -590,8 +592,8 @@ def spread_of(apart: Estimate, *, least: float = 0.2, greatest: float = 5.0) -> 
 
 @dataclass(frozen=True)
 class Strengths:
-    """How probable it is that a preference said with each strength (0 not said, 1, 2, 3) is right, and from how many
-    comparisons with others that is known; below `FEWEST` it is guessed."""
+    """How probable it is that a preference said with each strength (1, 2, 3; 0 whatever its strength) is right, and
+    from how many comparisons with others that is known; below `FEWEST` it is guessed."""
 
     right: tuple[float, ...]
     compared: tuple[int, ...]
@@ -614,6 +616,7 @@ def strengths(votes: Votes, level_V: ArrayLike) -> Strengths:
     same_V = count_2U[np.where(side_V == 1, 0, 1), item_V] - 1
     compared = np.bincount(level, others_V, LEVELS)
     agreed = np.bincount(level, same_V, LEVELS)
+    compared[0], agreed[0] = others_V.sum(), same_V.sum()
     found = noise(disagreement(votes))
     wrong = found.value if isinstance(found, Interval) else 0.5
     right = list(GUESSED)

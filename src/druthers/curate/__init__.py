@@ -17,9 +17,9 @@ import numpy as np
 from druthers import storage
 from druthers.blocks import BlockTokenizer
 from druthers.config import DataSettings, Settings
+from druthers.curate.grading import pairs_from_ranking
 from druthers.curate.importers import Form, Imported, RowFault, detect, read_pair
 from druthers.curate.ledger import Ledger, Shelf
-from druthers.curate.ranking import pairs_from_ranking
 from druthers.curate.split import WHOLE, draw, threshold
 from druthers.records import InputError, Pair, assistant, user
 from druthers.storage import Line, Source
