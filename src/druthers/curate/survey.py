@@ -266,7 +266,7 @@ def agreement(
         cuts=scale.cuts,
         typical=scale.typical,
         spread=votes.spread_of(apart),
-        tied=fitted.tied if fitted else float((table.side_V == 0).mean()),
+        tied=fitted.tied if fitted else float((table.side_V == 0).sum() / max(1, len(table.side_V))),
         crowd=tuple(float(x) for x in share_W @ fitted.habit_W5) if fitted else (),
         reliable=float(share_W @ fitted.right_W) if fitted else 0.5,
         annotators=people,
@@ -389,16 +389,13 @@ def of_agreement(one: Agreement) -> list[Finding]:
 
 def of_annotator(person: Annotator, *, about: dict[str, str]) -> Finding:
     """The finding about one annotator."""
-    turned = person.verdict == "inverted"
-    text = (
-        f"{of(about)}, {person.name or 'the nameless annotator'} takes the right side in {shown(person.reliability)}"
-        + (": the answers are the wrong way round." if turned else " of the answers.")
-    )
-    action = (
-        "Ask how the answers were recorded; grading reads them turned round."
-        if turned
-        else ("Look at the answers together; grading trusts them little.")
-    )
+    name = person.name or "the nameless annotator"
+    text = f"{of(about)}, {name} takes the right side in {shown(person.reliability)} of the answers"
+    if person.verdict == "inverted":
+        text += ": they are the wrong way round."
+        action = "Ask how the answers were recorded; grading reads them turned round."
+    else:
+        text, action = f"{text}.", "Look at the answers together; grading trusts them little."
     about = about | {"annotator": person.name}
     return finding("D3.annotator", person.reliability, text, limits=RELIABILITY, about=about, action=action)
 
