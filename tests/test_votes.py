@@ -15,6 +15,7 @@ from druthers import stats, votes
 from druthers.stats import Interval, Undefined
 from druthers.votes import Votes
 
+LAW = settings(max_examples=40, deadline=None, derandomize=True)
 METRICS: tuple[votes.Metric, ...] = ("nominal", "ordinal", "interval")
 CODERS = """
 1 2 3 3 2 1 4 1 2 . . .
@@ -72,7 +73,7 @@ tables = st.integers(2, 12).flatmap(
 )
 
 
-@settings(max_examples=60)
+@LAW
 @given(tables, st.sampled_from(METRICS))
 def test_alpha_is_that_of_the_krippendorff_package(rows: list[list[float]], metric: votes.Metric) -> None:
     peer = pytest.importorskip("krippendorff")
@@ -86,7 +87,7 @@ def test_alpha_is_that_of_the_krippendorff_package(rows: list[list[float]], metr
         assert found.value == pytest.approx(peer.alpha(judged, level_of_measurement=metric), abs=1e-9)
 
 
-@settings(max_examples=40)
+@LAW
 @given(tables, st.sampled_from(METRICS), st.data())
 def test_mirrored_alpha_does_not_depend_on_which_response_comes_first(
     rows: list[list[float]], metric: votes.Metric, data: st.DataObject
@@ -188,7 +189,7 @@ def test_what_climbs_is_the_log_posterior_and_the_truth_is_found() -> None:
     assert (1 - found.truth_U3.argmax(1) == truth).mean() > (majority == truth).mean()
 
 
-@settings(max_examples=25)
+@LAW
 @given(st.integers(0, 10_000))
 def test_order_does_not_matter_to_the_last_bit_nor_do_sides(seed: int) -> None:
     made, _ = planted([0.9, 0.8, 0.7, 0.6], items=40, each=3, seed=seed, tied=0.2)
@@ -240,7 +241,7 @@ def posterior(worth_K: np.ndarray[Any, Any], wins: np.ndarray[Any, Any], spread:
     return float(-(wins * log_expit(apart)).sum() + (worth_K**2).sum() / 2 / spread**2)
 
 
-@settings(max_examples=30)
+@LAW
 @given(st.integers(2, 6), st.integers(0, 1000), st.floats(0.3, 3.0), st.sampled_from([0.5, 3.0, 200.0]))
 def test_worths_are_the_mode_and_probabilities_are_whole(K: int, seed: int, spread: float, many: float) -> None:
     draw = np.random.default_rng(seed)
@@ -283,6 +284,7 @@ def test_probabilities_of_planted_worths_are_calibrated() -> None:
         assert right[some].mean() == pytest.approx(p[some].mean(), abs=0.06)
 
 
+@LAW
 @given(st.floats(0.02, 0.48))
 def test_the_spread_is_that_at_which_votes_disagree_so_often(rate: float) -> None:
     spread = votes.spread_of(Interval(rate, rate, rate, 100))

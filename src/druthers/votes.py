@@ -52,7 +52,8 @@ class Votes:
 
     def __post_init__(self) -> None:
         for name in ("item_V", "annotator_V", "side_V"):
-            object.__setattr__(self, name, np.asarray(getattr(self, name)))
+            column = np.asarray(getattr(self, name))
+            object.__setattr__(self, name, column if len(column) else column.astype(np.int64))
         if not len(self.item_V) == len(self.annotator_V) == len(self.side_V):
             raise ValueError("items, annotators and sides of votes must be columns of one length")
         for column, count in ((self.item_V, self.items), (self.annotator_V, self.annotators)):
@@ -504,6 +505,8 @@ def known_as_from(patterns: Patterns, truth_G3: Floats, right_W: Floats) -> Floa
     open (one vote an item; two annotators who only ever meet each other) is so left open.
     """
     p, W = patterns, patterns.annotators
+    if not len(p.count_G):
+        return np.zeros(W)
     truth_P3, right_P = truth_G3[p.group_P], right_W[p.annotator_P]
     own_P, other_P = (np.where(p.side_P == s, truth_P3[:, 0], truth_P3[:, 2]) for s in (1, -1))
     score_P = np.where(p.side_P == 0, 0.0, own_P * (1 - right_P) - other_P * right_P)

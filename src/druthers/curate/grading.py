@@ -93,6 +93,14 @@ class Judge:
         tied = min(1 - 1e-9, max(0.0, self.found.tied))
         return log((1 - tied) / 2), log(tied) if tied > 0 else -1e300
 
+    @cached_property
+    def lead(self) -> float:
+        """The lead over a coin of the average vote, an annotator who is always wrong leading as much as one who never
+        is."""
+        known = [one for one in self.found.annotators.values() if one.known]
+        whole = fsum(one.votes * abs(2 * self.reliable(one.name) - 1) for one in known)
+        return max(0.02, whole / sum(one.votes for one in known)) if known else 2 * self.average - 1
+
     def reliable(self, annotator: str) -> float:
         """How often a side that an annotator takes is right, drawn to the crowd's reliability where little is known."""
         person = self.found.annotators.get(annotator)
@@ -103,7 +111,7 @@ class Judge:
 
     def trust(self, annotator: str) -> float:
         """Lead over a coin, the average annotator's being 1; negative for answers that are the wrong way round."""
-        return (2 * self.reliable(annotator) - 1) / (2 * self.average - 1)
+        return (2 * self.reliable(annotator) - 1) / self.lead
 
     def inverted(self, annotator: str) -> bool:
         """Whether an annotator is known to answer the wrong way round."""
