@@ -22,11 +22,11 @@ from druthers.config import DataSettings, Settings
 from druthers.curate import filters
 from druthers.curate.facts import Facts, form_of
 from druthers.curate.filters import Fates, Mask
+from druthers.curate.grading import pairs_from_ranking
 from druthers.curate.importers import Form, Imported, detect
 from druthers.curate.inspection import Inspection, inspect
 from druthers.curate.ledger import Ledger, Refusal, Shelf
 from druthers.curate.nearness import NEAR, Hashes
-from druthers.curate.ranking import pairs_from_ranking
 from druthers.curate.reading import Reader, imported, read
 from druthers.curate.split import threshold
 from druthers.records import InputError, Pair, assistant, user
