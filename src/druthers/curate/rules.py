@@ -74,7 +74,7 @@ SOURCES = {
     "1712.00409": "Errors fall as a power of the amount of data, after a region of too few and until what cannot be "
     "learned.",
 }
-"""What the papers found, as their abstracts (of 2305.18290 section 4) say it; keys are arXiv ids."""
+"""What the papers found, as their abstracts say it (docs/advice.md says where more was read); keys are arXiv ids."""
 
 
 def far_from_model(e: Evidence) -> bool:
