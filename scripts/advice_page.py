@@ -45,16 +45,17 @@ measured. The noise of a judge is not known and not counted.
 **What more pairs would bring** is read off runs of at least three sizes: `accuracy(n) = a - b n^-c`, with b >= 0 and a
 at most 1 - e. Intervals come from drawing each run anew within its error (and the spread between runs of one size). As
 the curve cannot fall, noise reads as a small gain: the upper limits are to be trusted more than the lower ones. Nothing
-is said beyond ten times the largest run. Without such runs the answer is *not known*, with the commands that would tell.
+is said beyond ten times the largest run. Without such runs the answer is *not known*, with the commands that would
+tell.
 
 ## Prompts to collect
 
 `--prompts` writes `Prompt` lines (`prompt`, `group`, `reason`), which `druthers sample` reads. No prompt is made up:
 first those of `data/collect.jsonl` (coverage), then prompts of the data whose pairs contradict one another (also where
 curation set them aside), whose answers were both bad, on which people were torn (p from 0.35 to 0.65) or tied, whose
-label is in doubt (rows of D6.noise), and of groups with less than half of an equal share. Each stands once, with all its
-reasons, the most urgent first. *held out* marks a prompt of the held-out side: what is collected for it belongs there,
-and `druthers curate` puts it there or refuses it.
+label is in doubt (rows of D6.noise), and of groups with less than half of an equal share. Each stands once, with all
+its reasons, the most urgent first. *held out* marks a prompt of the held-out side: what is collected for it belongs
+there, and `druthers curate` puts it there or refuses it.
 """
 TAIL_HEAD = """## Papers
 
