@@ -54,7 +54,7 @@ def without(evidence: Evidence, *names: str) -> Evidence:
 
 def curve(*accuracies: float, error: float) -> Curve:
     points = [Point(1000 * 2**i, accuracy, error) for i, accuracy in enumerate(accuracies)]
-    made = fit_curve(points, seed=0, resamples=300)
+    made = fit_curve(points, seed=0, resamples=200)
     assert isinstance(made, Curve)
     return made
 
@@ -386,7 +386,7 @@ def test_every_question_is_answered_whatever_is_known(evidence: Evidence) -> Non
     assert all(a.answer and "{" not in a.answer + a.why + a.action for a in given)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(any_evidence(), st.lists(any_finding(), min_size=1, max_size=8))
 def test_more_evidence_never_takes_an_answer_away(evidence: Evidence, more: list[Finding]) -> None:
     """What is missing can only get less, and a question that was answered stays answered."""
@@ -405,7 +405,7 @@ def missing(evidence: Evidence) -> dict[str, int]:
     return lacking
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(any_evidence(), st.integers(0, 10**6))
 def test_counts_that_become_known_take_nothing_away_either(evidence: Evidence, count: int) -> None:
     for name in ("pairs", "prompts", "heldout_prompts", "asked"):

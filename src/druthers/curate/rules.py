@@ -74,7 +74,7 @@ SOURCES = {
     "1712.00409": "Errors fall as a power of the amount of data, after a region of too few and until what cannot be "
     "learned.",
 }
-"""What the papers found, as their abstracts (of 2305.18290 section 4) say it; keys are arXiv ids."""
+"""What the papers found, as their abstracts say it (docs/advice.md says where more was read); keys are arXiv ids."""
 
 
 def far_from_model(e: Evidence) -> bool:
@@ -143,7 +143,7 @@ METHOD = Question(
         Rule(
             id="A1.thumbs",
             fires=f"single answers with a thumb are at least {MORE_THUMBS} times as many as the training pairs",
-            when=lambda e: e.unpaired > 0 and e.unpaired >= MORE_THUMBS * (e.pairs or 0),
+            when=lambda e: e.pairs is not None and e.unpaired >= max(1, MORE_THUMBS * e.pairs),
             answer="KTO on the {unpaired} single answers: DPO cannot use them, and pairing answers of different "
             "prompts would invent comparisons.",
             because="KTO learns from single good and bad answers and was as good as learning from pairs (arXiv "
