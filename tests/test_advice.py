@@ -21,10 +21,10 @@ from druthers.stats import Interval
 
 IDS = (
     *("D1.duplicate", "D1.near", "D1.leak", "D1.semantic", "D2.contradiction", "D2.cycles"),
-    *("D3.alpha", "D3.noise", "D3.annotator", "D4.position", "D4.length", "D4.format", "D4.refusal"),
+    *("D3.alpha", "D3.noise", "D3.annotator", "D4.position", "D4.length", "D4.markdown", "D4.refusal"),
     *("D5.shortcut", "D6.noise", "D7.effective", "D7.crowded", "D8.coverage", "D8.shift", "D8.diversity"),
-    *("D9.displacement", "D10.flip", "D10.reference", "D11.chosen", "D11.both_bad", "D12.onpolicy"),
-    *("D12.logprob", "D13.cut", "D13.pii", "D13.refusal", "D13.language"),
+    *("D9.displacement", "D10.stuck", "D10.ranked", "D11.chosen", "D11.both_bad", "D12.onpolicy"),
+    *("D12.logprob", "D13.cut", "D13.personal", "D13.refusal", "D13.language"),
 )
 RULES: dict[str, Rule] = {rule.id: rule for question in QUESTIONS for rule in question.every}
 Status = Literal["pass", "warn", "fail", "undefined"]
@@ -130,13 +130,13 @@ CASES: dict[str, tuple[Evidence, Evidence]] = {
     "A2.annotators": (bad("D3.annotator", "warn", slice={"annotator": "ann"}), near("D3.annotator")),
     "A2.position": (bad("D4.position", "warn"), bad("D4.length", "warn")),
     "A2.chosen": (bad("D11.both_bad", "warn"), near("D11.both_bad")),
-    "A2.personal": (bad("D13.pii", "warn"), near("D13.pii")),
+    "A2.personal": (bad("D13.personal", "warn"), near("D13.personal")),
     "A2.language": (bad("D13.language", "warn"), near("D13.language")),
     "A2.undecided": (
         bad("D1.near", "pass", uncertain=True, needed=9000),
         bad("D8.coverage", "pass", uncertain=True, needed=9000),
     ),
-    "A2.clean": (HEALTHY, without(HEALTHY, "D13.pii")),
+    "A2.clean": (HEALTHY, without(HEALTHY, "D13.personal")),
     "A2.unknown": (without(HEALTHY, "D1.near", "D1.duplicate"), without(HEALTHY, "D1.near")),
     # enough
     "A3h.short": (changed(heldout_prompts=HEALTHY.accuracy_needs - 1), changed(heldout_prompts=HEALTHY.accuracy_needs)),
@@ -169,21 +169,21 @@ CASES: dict[str, tuple[Evidence, Evidence]] = {
         changed(groups={"de": Group(1250, 1500), "en": Group(3750, 1500)}),
     ),
     "A5.fresh": (bad("D12.onpolicy", "warn"), near("D12.onpolicy")),
-    "A5.flips": (bad("D10.flip", "warn"), near("D10.flip")),
+    "A5.flips": (bad("D10.stuck", "warn"), near("D10.stuck")),
     "A5.heldout": (changed(heldout_prompts=700), HEALTHY),
     "A5.nothing": (HEALTHY, without(HEALTHY, "D8.coverage")),
     "A5.unknown": (without(HEALTHY, "D8.coverage"), HEALTHY),
     # besides
     "A6.length": (bad("D4.length", "warn"), near("D4.length")),
     "A6.longer": (without(changed(longer=0.61), "D4.length"), changed(longer=0.61)),
-    "A6.format": (bad("D4.format", "warn"), near("D4.format")),
+    "A6.format": (bad("D4.markdown", "warn"), near("D4.markdown")),
     "A6.refusal": (bad("D4.refusal", "warn"), near("D4.refusal")),
     "A6.shortcut": (bad("D5.shortcut", "warn"), near("D5.shortcut")),
     "A6.nothing": (HEALTHY, without(HEALTHY, "D5.shortcut")),
-    "A6.unknown": (without(HEALTHY, "D4.format"), HEALTHY),
+    "A6.unknown": (without(HEALTHY, "D4.markdown"), HEALTHY),
     # risk
     "A7.displacement": (bad("D9.displacement", "warn"), near("D9.displacement")),
-    "A7.flips": (bad("D10.flip", "warn"), near("D10.flip")),
+    "A7.flips": (bad("D10.stuck", "warn"), near("D10.stuck")),
     "A7.foreign": (bad("D12.onpolicy", "warn"), near("D12.onpolicy")),
     "A7.overoptimisation": (changed(epochs=1.5), changed(epochs=1.0)),
     "A7.accuracy-alone": (
@@ -192,7 +192,7 @@ CASES: dict[str, tuple[Evidence, Evidence]] = {
     ),
     "A7.refusal": (bad("D13.refusal", "warn"), near("D13.refusal")),
     "A7.cut": (changed(cut=(0.0, 0.011)), changed(cut=(0.01, 0.01))),
-    "A7.personal": (bad("D13.pii", "warn"), near("D13.pii")),
+    "A7.personal": (bad("D13.personal", "warn"), near("D13.personal")),
     "A7.nothing": (HEALTHY, without(HEALTHY, "D9.displacement")),
     "A7.unknown": (without(HEALTHY, "D13.refusal"), HEALTHY),
 }

@@ -109,7 +109,7 @@ def answer(called: Called, rule: str) -> dict[str, Any]:
 def test_without_findings_it_says_what_makes_them(tmp_path: Path) -> None:
     run = made(tmp_path / "run", train=some(20, "train"), heldout=some(5, "held"))
     called = druthers("advise", run, "--json")
-    assert f"druthers check {run}" in called.json["quality"]
+    assert "druthers curate" in called.json["quality"]
     assert "D1.leak" in answer(called, "A2.unknown")["missing"]
     assert "A3h.short" in rules(called)
     unknown = answer(called, "A4.unknown")["action"]

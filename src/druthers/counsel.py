@@ -22,7 +22,7 @@ from druthers.config import Settings, to_json
 from druthers.curate.advice import Evidence, Group, advise
 from druthers.curate.census import Census
 from druthers.curate.gaps import DOUBTS, Gaps
-from druthers.curate.rules import CHECK, QUESTIONS
+from druthers.curate.rules import QUESTIONS
 from druthers.power import Curve, Point, fit_curve
 from druthers.records import Finding, InputError, Prompt
 from druthers.run import CURATED, TRAINING, Run, flat
@@ -60,7 +60,7 @@ def counsel(
     found: dict[str, Any] = {
         "run": str(run.folder),
         "improvement_points": round(100 * improvement, 4),
-        "quality": source or f"not there; {CHECK.format(run=run.folder)} makes it",
+        "quality": source or "not there; it comes with pairs that are curated anew (druthers curate)",
         "answers": [answer.model_dump(mode="json") for answer in answers],
     }
     if prompts is not None:

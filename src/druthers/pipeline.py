@@ -26,7 +26,7 @@ from druthers.judges import load_rubric
 from druthers.memory import peak_gib
 from druthers.models import Loaded
 from druthers.records import InputError, Pair, Prompt
-from druthers.report import write_report
+from druthers.report import card, write_report
 from druthers.run import TRAINING, Run, environment, input_note, note_code
 from druthers.session import Screen, Session, session
 from druthers.train import train
@@ -92,7 +92,7 @@ def timed(run: Run, stage: str, *, since: float) -> None:
 
 
 def curate_stage(run: Run, settings: Settings, *, screen: Screen) -> dict[str, Any]:
-    """data/train.jsonl, heldout.jsonl, rejected.jsonl and summary.json; returns the summary."""
+    """data/ with both sides, what was refused, summary, quality and card; returns the summary."""
     if run.changed:
         screen.say(f"  changed since the last session: {'; '.join(run.changed)}")
     if not run.has("data/summary.json") or outdated(run, settings, screen=screen):
@@ -108,6 +108,7 @@ def curate_stage(run: Run, settings: Settings, *, screen: Screen) -> dict[str, A
             progress=screen.bar("rows"),
         )
         screen.clear()
+        storage.write_text(run.path("data/README.md"), card(run.folder))
         timed(run, "curate", since=since)
     found = run.json("data/summary.json")
     rejected = sum(found["rejected"].values())

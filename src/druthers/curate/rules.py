@@ -30,8 +30,6 @@ CUT = 0.01
 LONGER = 0.6
 """A share of pairs with a longer chosen side above this is worth a word."""
 
-CHECK = "druthers check {run}"
-"""What makes quality.json."""
 COLLECT = "druthers advise {run} --prompts collect.jsonl"
 RESAMPLE = "druthers sample collect.jsonl -o candidates.jsonl -n 4"
 """New answers of a model to the prompts of a file."""
@@ -113,7 +111,7 @@ def gain_of_doubling(e: Evidence) -> tuple[float, float]:
     return found.low, found.high
 
 
-CLEANLINESS = ("D1.", "D2.", "D3.", "D4.position", "D6.", "D11.", "D13.pii", "D13.language")
+CLEANLINESS = ("D1.", "D2.", "D3.", "D4.position", "D6.", "D11.", "D13.personal", "D13.language")
 
 
 def undecided(e: Evidence) -> tuple[str, ...]:
@@ -301,7 +299,6 @@ METHOD = Question(
         answer="Not known.",
         because="Nothing that was measured speaks against DPO; what could was not measured.",
         needs=("pairs", "D1.leak", "D12.logprob"),
-        action=CHECK,
     ),
 )
 
@@ -314,7 +311,7 @@ CLEAN = Question(
         ("D1.near", "D1.duplicate"),
         ("D2.contradiction",),
         ("D3.alpha", "D3.noise", "D6.noise"),
-        ("D13.pii",),
+        ("D13.personal",),
     ),
     rules=(
         Rule(
@@ -397,11 +394,11 @@ CLEAN = Question(
         ),
         Rule(
             id="A2.personal",
-            fires="D13.pii is at warning or failure",
-            when=lambda e: e.bad("D13.pii"),
+            fires="D13.personal is at warning or failure",
+            when=lambda e: e.bad("D13.personal"),
             answer="No: there is personal data in it.",
             because="A model may repeat what it was trained on. Replace it before training.",
-            needs=("D13.pii",),
+            needs=("D13.personal",),
             sources=("default",),
         ),
         Rule(
@@ -429,7 +426,7 @@ CLEAN = Question(
         when=lambda e: True,
         answer="Yes, as far as these checks see.",
         because="They read no facts: whether a chosen response is true was not looked at.",
-        needs=("D1.leak", "D1.near", "D2.contradiction", "D3.alpha", "D6.noise", "D13.pii"),
+        needs=("D1.leak", "D1.near", "D2.contradiction", "D3.alpha", "D6.noise", "D13.personal"),
     ),
     unknown=Rule(
         id="A2.unknown",
@@ -437,7 +434,6 @@ CLEAN = Question(
         when=lambda e: True,
         answer="Not known for what was not checked.",
         because="Some checks were not made, or could not be.",
-        action=CHECK,
     ),
 )
 
@@ -533,7 +529,6 @@ PROMPTS = Question(
         answer="Not known.",
         because="The number of pairs alone does not say it.",
         needs=("prompts", "pairs"),
-        action=CHECK,
     ),
 )
 
@@ -700,12 +695,12 @@ NEXT = Question(
         ),
         Rule(
             id="A5.flips",
-            fires="D10.flip is at warning or failure",
-            when=lambda e: e.bad("D10.flip"),
+            fires="D10.stuck is at warning or failure",
+            when=lambda e: e.bad("D10.stuck"),
             answer="For prompts whose pairs the model ranks the wrong way round by far: nearer answers, its own among "
             "them.",
             because="DPO seldom flips such a pair (arXiv 2405.19534).",
-            needs=("D10.flip", "D10.reference"),
+            needs=("D10.stuck", "D10.ranked"),
             action=RESAMPLE,
             sources=("2405.19534",),
         ),
@@ -734,7 +729,6 @@ NEXT = Question(
         when=lambda e: True,
         answer="Not known beyond that: what is asked in production was not compared.",
         because="Coverage takes a file of production prompts.",
-        action=CHECK,
     ),
 )
 
@@ -742,7 +736,7 @@ BESIDES = Question(
     id="A6",
     text="What will it probably teach besides?",
     exclusive=False,
-    wants=(("D4.length",), ("D4.format",), ("D4.refusal",), ("D5.shortcut",)),
+    wants=(("D4.length",), ("D4.markdown",), ("D4.refusal",), ("D5.shortcut",)),
     rules=(
         Rule(
             id="A6.length",
@@ -762,16 +756,15 @@ BESIDES = Question(
             because="Whether people preferred length or what comes with it was not measured; DPO makes more of it than "
             "is there (arXiv 2403.19159).",
             needs=("longer",),
-            action=CHECK,
             sources=("2403.19159", "default"),
         ),
         Rule(
             id="A6.format",
-            fires="D4.format is at warning or failure",
-            when=lambda e: e.bad("D4.format"),
+            fires="D4.markdown is at warning or failure",
+            when=lambda e: e.bad("D4.markdown"),
             answer="Format: lists, headings and bold decide comparisons by themselves.",
             because="If that is not wanted, compare answers of the same format.",
-            needs=("D4.format",),
+            needs=("D4.markdown",),
             sources=("default",),
         ),
         Rule(
@@ -800,7 +793,7 @@ BESIDES = Question(
         when=lambda e: True,
         answer="Nothing that these four look for.",
         because="Other habits of the chosen side (tone, opinions, mistakes) are learned unseen.",
-        needs=("D4.length", "D4.format", "D4.refusal", "D5.shortcut"),
+        needs=("D4.length", "D4.markdown", "D4.refusal", "D5.shortcut"),
     ),
     unknown=Rule(
         id="A6.unknown",
@@ -808,7 +801,6 @@ BESIDES = Question(
         when=lambda e: True,
         answer="Not known for what was not checked.",
         because="Some biases were not measured.",
-        action=CHECK,
     ),
 )
 
@@ -830,11 +822,11 @@ RISK = Question(
         ),
         Rule(
             id="A7.flips",
-            fires="D10.flip is at warning or failure",
-            when=lambda e: e.bad("D10.flip"),
+            fires="D10.stuck is at warning or failure",
+            when=lambda e: e.bad("D10.stuck"),
             answer="Part of it will not be learned: the model ranks those pairs the wrong way round by far.",
             because="DPO seldom flips them, and a smaller loss need not mean a better order (arXiv 2405.19534).",
-            needs=("D10.flip", "D10.reference"),
+            needs=("D10.stuck", "D10.ranked"),
             sources=("2405.19534",),
         ),
         Rule(
@@ -888,11 +880,11 @@ RISK = Question(
         ),
         Rule(
             id="A7.personal",
-            fires="D13.pii is at warning or failure",
-            when=lambda e: e.bad("D13.pii"),
+            fires="D13.personal is at warning or failure",
+            when=lambda e: e.bad("D13.personal"),
             answer="Personal data may come out of the model again.",
             because="Replace it before training; afterwards it cannot be taken out.",
-            needs=("D13.pii",),
+            needs=("D13.personal",),
             sources=("default",),
         ),
     ),
@@ -910,7 +902,6 @@ RISK = Question(
         when=lambda e: True,
         answer="Not known for what was not checked.",
         because="Some risks take the model, or checks that were not made.",
-        action=CHECK,
     ),
 )
 
