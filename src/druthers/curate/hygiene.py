@@ -177,8 +177,8 @@ MAY_END = frozenset(
 """Of these, the ones that do end sentences: they count only where the text ends its other sentences with marks."""
 SENTENCE = re.compile(r"(?:(?<!\b\d)(?<!\b\d\d)\.|[!?…])[\"”'’)\]*_]*(?=\s)|[。！？।۔]")
 STOPS = tuple(".!?…。！？।۔")
-LEAST_LINE = 5
-"""Words that the last line has at least, for a missing mark at its end to mean a cut."""
+LEAST_LINE, LEAST_ITEM = 5, 3
+"""Words that the last line, or item of a list, has at least, for a missing mark at its end to mean a cut."""
 LONG_SENTENCE = 14
 """Words from which on one sentence with commas, begun with a capital and never ended, is a cut one."""
 
@@ -224,7 +224,7 @@ def breaks_off(last: str, before: list[str], *, item: bool) -> bool:
     if last.rstrip()[-1] in ",，、-":
         return len(words) >= LEAST_LINE or (punctuated and len(words) > 1)
     if punctuated:
-        return ended or len(words) >= LEAST_LINE or unspaced(last)
+        return ended or len(words) >= (LEAST_ITEM if item else LEAST_LINE) or unspaced(last)
     return not before and len(words) >= LONG_SENTENCE and "," in last and last.lstrip(CLOSERS)[:1].isupper()
 
 
