@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from druthers.curate.language import is_strange, language, script
 
 TEXTS = {
-    "en": "The kettle leaks at the bottom when the water boils, so I would send it back to the shop and ask for another.",
-    "de": "Der Kessel tropft unten, sobald das Wasser kocht, darum würde ich ihn zurückschicken und einen neuen verlangen.",
-    "fr": "La bouilloire fuit par le bas quand l'eau bout, je la renverrais donc au magasin pour en demander une autre.",
+    "en": "The kettle leaks at the bottom when the water boils, so I would send it back and ask for another.",
+    "de": "Der Kessel tropft unten, sobald das Wasser kocht, darum würde ich ihn zurückschicken und einen neuen wollen.",
+    "fr": "La bouilloire fuit par le bas quand l'eau bout, je la renverrais donc pour en demander une autre.",
     "es": "La tetera pierde agua por debajo cuando hierve, así que la devolvería a la tienda y pediría otra nueva.",
     "ru": "Чайник протекает снизу, когда вода закипает, поэтому я бы вернул его в магазин и попросил другой.",
     "zh": "水烧开的时候水壶底部会漏水，所以我会把它退回商店，要求换一个新的水壶，这样比较好。",

@@ -31,7 +31,8 @@ def on_texts() -> None:
     packed = resources.files("druthers").joinpath("data/brand-voice/candidates.jsonl.gz").read_bytes()
     rows = [json.loads(line) for line in gzip.decompress(packed).splitlines()]
     answers = [response["content"] for row in rows for response in row["responses"]]
-    hundred = [text for text in answers if 95 <= len(text.split()) <= 105]
+    pool = iter(" ".join(answers).split(" "))
+    hundred = [" ".join(part) for part in zip(*[pool] * 100, strict=False)]
     print(f"{len(answers)} answers, {np.mean([len(a.split()) for a in answers]):.0f} words on average")
     for name, some in (("all", answers), ("of 100 words", hundred)):
         timed(f"surface, {name}", lambda some=some: [surface.surface(a) for a in some], per=len(some))

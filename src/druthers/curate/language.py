@@ -27,10 +27,8 @@ SPOKEN_OF = re.compile(
     |portugu[eê]s)\b|англий|русск|英文|英语|中文|日本語|英語|한국어|영어""",
     re.VERBOSE | re.IGNORECASE,
 )
-FAMILIES = tuple(
-    frozenset(family.split())
-    for family in ("no nb nn da sv", "hr sr bs sl mk bg", "id ms jv", "gl pt es ca an ast oc", "cs sk", "hi mr ne", "af nl", "ru uk be")
-)  # fmt: skip
+NEAR = "no nb nn da sv|hr sr bs sl mk bg|id ms jv|gl pt es ca an ast oc|cs sk|hi mr ne|af nl|ru uk be"
+FAMILIES = tuple(frozenset(family.split()) for family in NEAR.split("|"))
 """Languages so near that a short text is taken for its neighbour."""
 SCRIPTS: dict[str, str] = {
     "LATIN": "latin",
@@ -122,8 +120,8 @@ def is_short(text: str, least: int) -> bool:
 def is_strange(prompt: str, response: str) -> bool:
     """Whether a response is surely in another language than its prompt, which does not speak of languages.
 
-    >>> is_strange("Wie wird das Wetter morgen in Hamburg?", "The weather tomorrow will be sunny, with some wind from the "
-    ...     "sea in the afternoon and clouds at night.")
+    >>> is_strange("Wie wird das Wetter morgen in Hamburg?", "The weather tomorrow will be sunny, with some wind from "
+    ...     "the sea in the afternoon and clouds at night.")
     True
     """
     asked, said = prose(prompt), prose(response)
