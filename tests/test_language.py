@@ -10,7 +10,7 @@ from druthers.curate.language import is_strange, language, script
 
 TEXTS = {
     "en": "The kettle leaks at the bottom when the water boils, so I would send it back and ask for another.",
-    "de": "Der Kessel tropft unten, sobald das Wasser kocht, darum würde ich ihn zurückschicken und einen neuen wollen.",
+    "de": "Der Kessel tropft unten, wenn das Wasser kocht, darum würde ich ihn zurückschicken und einen neuen wollen.",
     "fr": "La bouilloire fuit par le bas quand l'eau bout, je la renverrais donc pour en demander une autre.",
     "es": "La tetera pierde agua por debajo cuando hierve, así que la devolvería a la tienda y pediría otra nueva.",
     "ru": "Чайник протекает снизу, когда вода закипает, поэтому я бы вернул его в магазин и попросил другой.",
