@@ -6,7 +6,7 @@ import random
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from druthers.curate import hygiene
@@ -102,14 +102,15 @@ def test_whole_answers_are_whole(text: str) -> None:
         "1. Boil the water.\n2. Add the rice.\n3. Let it stand for ten",
         "Das Wetter ist gut. Morgen soll es aber leider wieder",
         "第一步完成了。然后我们继续把水倒进锅里再",
-        "You could say (as many",
-        "Some are well-",
+        "It depends. You could say (as many",
+        "Some are liked. Others are well-",
     ],
 )
 def test_cut_answers_are_cut(text: str) -> None:
     assert named(faults(text)) == ("cut",)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32))
 def test_a_mark_at_its_end_makes_any_answer_whole(seed: int) -> None:
     assert not is_cut(cut(random.Random(seed)) + ".")
@@ -144,6 +145,7 @@ def test_the_tokens_of_the_tokenizer_at_hand_count() -> None:
     assert faults("Here it is, the end.", special=special) == 0
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=st.characters(codec=None), max_size=200))
 def test_every_text_has_known_faults(text: str) -> None:
     bits = faults(text)
@@ -151,6 +153,7 @@ def test_every_text_has_known_faults(text: str) -> None:
     assert sum(BIT[kind] for kind in named(bits)) == bits
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="äöüßéèçñ ", min_size=1, max_size=30).filter(lambda t: re.search(r"[^ ]", t)))
 def test_doubly_encoded_text_is_found_and_plain_text_is_not(text: str) -> None:
     assert "encoding" not in named(faults(text))

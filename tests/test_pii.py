@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from druthers.curate import pii
@@ -131,7 +131,7 @@ LOOKALIKES: tuple[Callable[[Draw], str], ...] = (
     lambda d: f"on 20{digits(d, 2)}-0{d.randrange(1, 9)}-1{digits(d, 1)} at 1{digits(d, 1)}:{d.randrange(10, 59)}:05",
     lambda d: f"version {digits(d, 1)}.{digits(d, 2)}.{digits(d, 1)}.{digits(d, 1)}",
     lambda d: f"ISBN 978-3-16-{digits(d, 6)}-0",
-    lambda d: f"order {digits(d, 10)}",
+    lambda d: f"order {d.randrange(10**9, 10**10)}",
     lambda d: f"{digits(d, 2)},{digits(d, 3)},{digits(d, 3)} people and ${digits(d, 4)}.{digits(d, 2)}",
     lambda d: f"std::vector<int> of 0x{letters(d, 8, string.hexdigits)}",
     lambda d: "the handle @ann at 10:30, scored 3:2, page 12-14",
@@ -139,9 +139,9 @@ LOOKALIKES: tuple[Callable[[Draw], str], ...] = (
     lambda d: f"between 19{digits(d, 2)} and 20{digits(d, 2)}, chapters 1.2.3 and 4.5.6",
     lambda d: f"127.0.0.1:8080 and 192.168.0.{d.randrange(255)}",
     lambda d: f"tracking code {letters(d, 4, string.ascii_uppercase)}{digits(d, 9)}",
-    lambda d: f"{digits(d, 4)} {digits(d, 4)} {digits(d, 4)} grams",
+    lambda d: f"{d.randrange(1000, 9999)} {digits(d, 4)} {digits(d, 4)} grams",
     lambda d: f"sk-learn, hf_hub and the commit {letters(d, 40, '0123456789abcdef')}",
-    lambda d: f"a sum of {digits(d, 3)} {digits(d, 3)} {digits(d, 3)} euros",
+    lambda d: f"a sum of {d.randrange(100, 999)} {digits(d, 3)} {digits(d, 3)} euros",
     lambda d: f"{d.randrange(100, 999)} + {digits(d, 3)} - {digits(d, 4)} = {digits(d, 4)}",
 )
 PLAIN = (
@@ -185,6 +185,7 @@ def test_planted_data_are_found_among_ordinary_texts() -> None:
         ("4111 1111 1111 1111", "card"),
         ("-----BEGIN RSA PRIVATE KEY-----\nabc\n-----END RSA PRIVATE KEY-----", "key"),
         ("RSSMRA85T10A562S", "id"),
+        ("44051401359", "id"),
         ("65929970489", "id"),
         ("12345678Z", "id"),
         ("call me at 5551234567", "phone"),
@@ -201,6 +202,7 @@ def test_a_wrong_check_digit_is_no_data(text: str) -> None:
     assert not {span.kind for span in pii.spans(text)} & {"iban", "card", "id"}
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(sorted(PLANTS)), min_size=1, max_size=4), st.integers(0, 2**32))
 def test_redaction_leaves_nothing_and_is_done_once(kinds: list[str], seed: int) -> None:
     draw = random.Random(seed)
@@ -211,6 +213,7 @@ def test_redaction_leaves_nothing_and_is_done_once(kinds: list[str], seed: int) 
     assert not any(value in redacted for value in values if pii.spans(value))
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300))
 def test_spans_lie_in_the_text_and_apart(text: str) -> None:
     found = pii.spans(text)

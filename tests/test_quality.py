@@ -32,6 +32,7 @@ def only(found: list[Finding], name: str) -> Finding:
 # ---------------------------------------------------------------- clusters
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300), st.data())
 def test_with_a_row_in_each_cluster_a_share_is_wilsons_but_for_the_t(n: int, data: st.DataObject) -> None:
     hits = data.draw(st.integers(0, n))
@@ -46,6 +47,7 @@ def test_with_a_row_in_each_cluster_a_share_is_wilsons_but_for_the_t(n: int, dat
         assert [ours.low, ours.high] == pytest.approx([plain.low, plain.high], abs=0.004)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.booleans(), st.integers(-3, 3)), min_size=2, max_size=50), st.randoms(use_true_random=False)
 )
@@ -230,11 +232,11 @@ def test_planted_noise_comes_back(share: float) -> None:
 
 def test_the_interval_of_the_noise_covers() -> None:
     draw, hits = np.random.default_rng(5), 0
-    for seed in range(100):
+    for seed in range(60):
         feature, _ = flipped(draw, 1500, 0.15, plain=50.0)
         one = interval(noise.noise(feature, np.arange(1500), seed=seed).wrong)
         hits += one.low <= 0.15 <= one.high
-    assert hits >= 90
+    assert hits >= 53
 
 
 def test_features_that_know_nothing_say_nothing() -> None:
@@ -275,6 +277,7 @@ def test_information_counts_what_weights_leave() -> None:
     assert len(found.weight.edges) == len(found.weight.counts) + 1
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=40), st.floats(0.1, 10))
 def test_the_effective_number_ignores_the_unit_of_weights(weights: list[float], unit: float) -> None:
     ones = np.ones(len(weights))
@@ -358,7 +361,7 @@ def test_every_fault_has_its_finding() -> None:
         hygiene.check(clean, [0], range(6), refused=(clean, clean))
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32))
 def test_exchanging_the_sides_turns_the_difference(seed: int) -> None:
     draw = np.random.default_rng(seed)

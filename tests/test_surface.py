@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from druthers.curate.surface import BUCKETS, NAMES, surface
@@ -93,6 +93,7 @@ def test_repeats_rise_as_a_text_goes_in_circles() -> None:
     assert 0 < seen(once * 2)["repeats"] < seen(once * 8)["repeats"] < 1
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=st.characters(codec=None), max_size=200))
 def test_every_text_has_its_numbers(text: str) -> None:
     found = seen(text)
@@ -101,6 +102,7 @@ def test_every_text_has_its_numbers(text: str) -> None:
     assert max(found["apology"], found["refusal"], found["capitals"], found["repeats"]) <= 1
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["one.", "- two", "3. three", "# four", "**five**!"]), max_size=8))
 def test_counts_of_lines_add_up(lines: list[str]) -> None:
     found = seen("\n".join(lines))

@@ -32,6 +32,7 @@ RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff]")
 LATER = "[\u0080-\u00bf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]"
 """The bytes 80 to BF as cp1252 and latin-1 show them."""
 MOJIBAKE = re.compile(f"[\u00c2-\u00df]{LATER}|[\u00e0-\u00ef]{LATER}{{2}}|[\u00f0-\u00f4]{LATER}{{3}}")
+FENCE = re.compile(r"`{3,}|~{3,}")
 SURROGATE = re.compile("[\ud800-\udfff]")
 TEMPLATE = re.compile(
     r"""<\|[A-Za-z0-9_\-./]{1,40}\|> | <｜[^｜\n]{1,40}｜> | \[/?INST\] | <</?SYS>>
@@ -85,15 +86,14 @@ def unclosed(text: str) -> bool:
         return False
     opened = ""
     for line in text.split("\n"):
-        start = line.lstrip(" \t>")
-        if opened:
-            opened = (
-                ""
-                if start.rstrip("\r \t") and not start.rstrip("\r \t").strip(opened[0]) and start[:3] == opened
-                else opened
-            )
-        elif start.startswith(("```", "~~~")) and "```" not in start[3:]:
-            opened = start[:3]
+        start = line.strip(" \t\r>")
+        run = FENCE.match(start)
+        if run is None:
+            continue
+        if not opened and run[0][0] not in start[run.end() :]:
+            opened = run[0]
+        elif opened and start.startswith(opened) and start == run[0]:
+            opened = ""
     return bool(opened)
 
 
@@ -175,10 +175,10 @@ MAY_END = frozenset(
     any most more each such as of to for from with y o e""".split()
 )
 """Of these, the ones that do end sentences: they count only where the text ends its other sentences with marks."""
-SENTENCE = re.compile(r"[.!?…][\"”'’)\]*_]*(?=\s)|[。！？।۔]")
+SENTENCE = re.compile(r"(?:(?<!\b\d)(?<!\b\d\d)\.|[!?…])[\"”'’)\]*_]*(?=\s)|[。！？।۔]")
 STOPS = tuple(".!?…。！？।۔")
-LEAST_LINE = 5
-"""Words that the last line has at least, for a missing mark at its end to mean a cut."""
+LEAST_LINE, LEAST_ITEM = 5, 3
+"""Words that the last line, or item of a list, has at least, for a missing mark at its end to mean a cut."""
 LONG_SENTENCE = 14
 """Words from which on one sentence with commas, begun with a capital and never ended, is a cut one."""
 
@@ -208,7 +208,7 @@ def is_cut(text: str) -> bool:
     kind = LINE_START.match("\n" + last)
     if (kind is not None and kind.lastindex in (3, 4, 5)) or "://" in last.split()[-1]:
         return False
-    return breaks_off(last, before, item=kind is not None)
+    return breaks_off(last if kind is None else last[kind.end() - 1 :], before, item=kind is not None)
 
 
 def breaks_off(last: str, before: list[str], *, item: bool) -> bool:
@@ -224,7 +224,7 @@ def breaks_off(last: str, before: list[str], *, item: bool) -> bool:
     if last.rstrip()[-1] in ",，、-":
         return len(words) >= LEAST_LINE or (punctuated and len(words) > 1)
     if punctuated:
-        return ended or len(words) >= LEAST_LINE or unspaced(last)
+        return ended or len(words) >= (LEAST_ITEM if item else LEAST_LINE) or unspaced(last)
     return not before and len(words) >= LONG_SENTENCE and "," in last and last.lstrip(CLOSERS)[:1].isupper()
 
 

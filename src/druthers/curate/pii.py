@@ -242,7 +242,7 @@ def is_cpf(plain: str) -> bool:
 def is_pesel(plain: str) -> bool:
     """Poland: weights 1 3 7 9, and a month and a day that exist. Germany's tax number has eleven digits as well."""
     digits = [int(sign) for sign in plain]
-    summed = sum(weight * digit for weight, digit in zip((1, 3, 7, 9) * 3, digits, strict=False))
+    summed = sum(weight * digit for weight, digit in zip((1, 3, 7, 9, 1, 3, 7, 9, 1, 3, 1), digits, strict=True))
     dated = 1 <= int(plain[2:4]) % 20 <= 12 and 1 <= int(plain[4:6]) <= 31
     return (dated and summed % 10 == 0) or is_steuer(plain)
 
@@ -273,7 +273,7 @@ def is_phone(match: re.Match[str], text: str) -> bool:
     digits = [sign for sign in match[0] if sign.isdigit()]
     if not 7 <= len(digits) <= 15 or len(set(digits)) < 3:
         return False
-    if match[0].isdigit() and not match[0].startswith("00"):
+    if match[0].isdigit():
         return CALLED.search(text, max(0, match.start() - 60), match.start()) is not None
     return True
 

@@ -71,12 +71,12 @@ def fit(
         if free_F.any():
             step_F[free_F] = np.linalg.solve(curve_FF[np.ix_(free_F, free_F)], slope_F[free_F])
         gain = float(slope_F @ step_F)
-        if gain < 1e-10 * max(1.0, abs(loss)) and gain < 1e-8:
+        if gain < 1e-10:  # the step is then a hundred thousandth of a standard error
             break
         size = 1.0
         while True:
             tried = terms(x_NF, y_N, beta_F + size * step_F, ridge=ridge, weight=weight)
-            if tried[0] <= loss or size < 1e-6:
+            if tried[0] <= loss + 1e-12 * abs(loss) or size < 1e-6:
                 break
             size /= 2
         beta_F, (loss, slope_F, curve_FF) = beta_F + size * step_F, tried
