@@ -40,11 +40,12 @@ def test_topics_that_only_production_has_are_found_named_and_exemplified() -> No
     interval = wilson(round(whole.value * 380), 380)
     assert isinstance(interval, Interval)
     assert (whole.low, whole.high, whole.n) == (interval.low, interval.high, 380)
-    named = [gap for gap in found.gaps if gap.uncovered > 20]
-    assert all(any(word in gap.topic for word in ("garden", "tax")) for gap in named)
-    assert sum(gap.uncovered for gap in named) == 180
+    named = [gap for gap in found.gaps if "garden" in gap.topic or "tax" in gap.topic]
+    assert found.gaps[0] in named
+    assert sum(gap.uncovered for gap in named) > 170
+    assert sum(gap.uncovered for gap in found.gaps if gap not in named) < 20
     assert [gap.uncovered for gap in found.gaps] == sorted((gap.uncovered for gap in found.gaps), reverse=True)
-    assert all(len(gap.examples) == 5 for gap in named)
+    assert all(len(gap.examples) == min(5, gap.uncovered) for gap in named)
     wanted = [prompt.prompt[0].content for prompt in found.wanted()]
     assert sum("garden" in text or "tax" in text for text in wanted) >= 10
     assert {finding.slice["topic"] for finding in of_topics} == {gap.topic for gap in found.gaps}
