@@ -163,7 +163,7 @@ def test_a_single_answer_counts_as_much_as_its_annotator() -> None:
     assert short(found["good"])[0][2] > short(found["new"])[0][2] > 0.5
     weighed = graded([*rows, *alone], weight="competence")[-5:]
     weight = {name: each.pairs[0].weight for name, each in zip((*people, "new"), weighed, strict=True)}
-    assert weight["good"] > 1 > weight["fair"] > weight["new"] > 0.1
+    assert weight["good"] > weight["new"] == 1 > weight["fair"] > 0.5
     assert weight["bad"] == pytest.approx(weight["good"], abs=0.1)
 
 

@@ -489,7 +489,9 @@ def truths(patterns: Patterns, habit_W5: Floats, tied: float) -> tuple[Floats, f
     for_second = np.where(p.side_P == -1, right, np.where(p.side_P == 0, silent, wrong))
     for_tie = np.where(p.side_P == 0, level, forced)
     score_G3 = np.stack(
-        [np.bincount(p.group_P, column, len(p.count_G)) for column in (for_first, for_tie, for_second)], axis=1
+        [np.bincount(p.group_P, column, len(p.count_G)) for column in (for_first, for_tie, for_second)],
+        axis=1,
+        dtype=np.float64,
     )
     with np.errstate(divide="ignore"):
         score_G3 += np.log([(1 - tied) / 2, tied, (1 - tied) / 2])

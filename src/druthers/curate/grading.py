@@ -29,6 +29,8 @@ DIGITS = 6
 """Decimals of a probability or margin: more than is known, and few enough that no order of additions shows."""
 SHRINK = 2.0
 """Answers at the crowd's own reliability that are added to what is known of an annotator."""
+USUAL = (0.75, 0.1, 0.15, 0.4, 0.3)
+"""The habit of annotators where too few items were judged twice: right, tie and wrong; a tie seen, a side given."""
 LEAST_WEIGHT, MOST_WEIGHT = 0.1, 10.0
 """Limits of the weight of a prompt."""
 
@@ -93,25 +95,20 @@ class Judge:
         tied = min(1 - 1e-9, max(0.0, self.found.tied))
         return log((1 - tied) / 2), log(tied) if tied > 0 else -1e300
 
-    @cached_property
-    def lead(self) -> float:
-        """The lead over a coin of the average vote, an annotator who is always wrong leading as much as one who never
-        is."""
-        known = [one for one in self.found.annotators.values() if one.known]
-        whole = fsum(one.votes * abs(2 * self.reliable(one.name) - 1) for one in known)
-        return max(0.02, whole / sum(one.votes for one in known)) if known else 2 * self.average - 1
-
-    def reliable(self, annotator: str) -> float:
-        """How often a side that an annotator takes is right, drawn to the crowd's reliability where little is known."""
+    def skill(self, annotator: str) -> float:
+        """How often a side is right, turned round where the annotator answers so; drawn to the crowd's where little
+        is known."""
         person = self.found.annotators.get(annotator)
-        if person is None or not person.known or not person.habit:
+        if person is None or not person.known:
             return self.average
         right = person.habit[0] / (person.habit[0] + person.habit[2])
+        right = 1 - right if self.inverted(annotator) else right
         return (right * person.known + SHRINK * self.average) / (person.known + SHRINK)
 
     def trust(self, annotator: str) -> float:
         """Lead over a coin, the average annotator's being 1; negative for answers that are the wrong way round."""
-        return (2 * self.reliable(annotator) - 1) / self.lead
+        lead = (2 * self.skill(annotator) - 1) / (2 * self.average - 1)
+        return -lead if self.inverted(annotator) else lead
 
     def inverted(self, annotator: str) -> bool:
         """Whether an annotator is known to answer the wrong way round."""
@@ -139,11 +136,13 @@ class Judge:
         """From a single vote: by its strength, and by how reliable the annotator is beside the others."""
         if vote.side == 0:
             return 0.0, 1.0, 0.0
-        right = self.found.strengths.right[self.level(vote)]
+        level, skill = self.level(vote), self.skill(vote.annotator)
+        right = self.found.strengths.right[level]
         if self.found.crowd:
-            odds = logit(right) + logit(self.reliable(vote.annotator)) - logit(self.average)
-            right = right if self.reliable(vote.annotator) == self.average else 1 / (1 + exp(-odds))
-        return (right, 0.0, 1 - right) if vote.side > 0 else (1 - right, 0.0, right)
+            odds = logit(right) + logit(skill) - logit(self.average)
+            right = 1 / (1 + exp(-odds)) if level else skill
+        first = (vote.side > 0) != self.inverted(vote.annotator)
+        return (right, 0.0, 1 - right) if first else (1 - right, 0.0, right)
 
     def together(self, made: Sequence[Vote]) -> tuple[float, float, float]:
         """From several votes, by Dawid and Skene's model; sums that are exact do not depend on the order of votes."""
@@ -163,7 +162,7 @@ class Judge:
     @cached_property
     def anyone(self) -> tuple[float, ...]:
         """The habit of somebody of whom nothing is known."""
-        return tuple(map(log, self.found.crowd or (0.75, 0.05, 0.2, 0.5, 0.25)))
+        return tuple(map(log, self.found.crowd or USUAL))
 
 
 def logit(p: float) -> float:
@@ -382,7 +381,7 @@ def _truth(made: list[Vote], judge: Judge, better: float | None) -> tuple[float,
         return share if share[1] and len({vote.side for vote in made}) == 1 else (better, 0.0, 1 - better)
     if len(made) == 1 and (labels == "auto" or not judge.found.crowd):
         return judge.alone(made[0])
-    return judge.together(made) if judge.found.crowd else by_majority(made)
+    return judge.together(made)
 
 
 def _as_margin(made: list[Vote], policy: Policy) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ from druthers.votes import Strengths, Votes
 Source = Callable[[], Iterable[Candidates]]
 """What gives the rows anew at each call."""
 
+FEWEST_ITEMS = 50
+"""Items judged twice from which on annotators are told apart; below, all are taken to be alike."""
 WEAK = 0.7
 """Least share of right sides of an annotator (the least score on gold items, too)."""
 ALPHA = Limits(warn=0.4, fail=0.2, bad="below")
@@ -70,8 +72,9 @@ class Agreement:
     can agree with such answers in more than `ceiling`. `steps` says whether choices were of different strengths, `cuts`
     the differences of ratings from which on a preference has strength 2 and 3 (thirds of all; empty where all are
     alike), `typical` the median difference by scale, `spread` the deviation of worths in Bradley and Terry's model,
-    `tied` the share of ties. `crowd` is the habit of all annotators together and `reliable` their reliability; the
-    first is empty where no item was judged twice.
+    `tied` the share of ties. `crowd` is the habit of all annotators together, empty where fewer than 50 items were
+    judged twice, and `reliable` their reliability. Strengths, spread and reliability see the answers of annotators who answer the
+    wrong way round turned; the agreements and the noise are those of the answers as given.
     """
 
     criterion: str
@@ -248,27 +251,30 @@ def agreement(
     apart = votes.disagreement(table, cluster_U=cluster_U)
     wrong = votes.noise(apart)
     twice = table.of_items(size_U > 1)
-    fitted = votes.dawid_skene(twice) if len(twice.item_V) else None
+    overlapped = int((size_U > 1).sum())
+    fitted = votes.dawid_skene(twice) if overlapped >= FEWEST_ITEMS else None
     people = annotators_of(table, twice, fitted, names)
-    answers_W = np.bincount(twice.annotator_V, minlength=len(names))
-    share_W = answers_W / max(1, answers_W.sum())
+    share_W = np.bincount(twice.annotator_V, minlength=len(names)) / max(1, len(twice.item_V))
+    inverted_W = np.array([name in people and people[name].verdict == "inverted" for name in names], dtype=bool)
+    side_V = np.where(inverted_W[table.annotator_V], -table.side_V, table.side_V)
+    turned = replace(table, side_V=side_V)
     return Agreement(
         criterion=criterion,
         votes=len(table.item_V),
         items=table.items,
-        overlapped=int((size_U > 1).sum()),
+        overlapped=overlapped,
         **alphas_of(table, scale, said_V, gaps, cluster_U, seed=seed),
         disagreement=apart,
         noise=wrong,
         ceiling=wrong if isinstance(wrong, Undefined) else wrong.map(lambda e: 1 - e),
-        strengths=votes.strengths(table, scale.level_V),
+        strengths=votes.strengths(turned, scale.level_V),
         steps=scale.steps,
         cuts=scale.cuts,
         typical=scale.typical,
-        spread=votes.spread_of(apart),
+        spread=votes.spread_of(votes.disagreement(turned)),
         tied=fitted.tied if fitted else float((table.side_V == 0).sum() / max(1, len(table.side_V))),
         crowd=tuple(float(x) for x in share_W @ fitted.habit_W5) if fitted else (),
-        reliable=float(share_W @ fitted.right_W) if fitted else 0.5,
+        reliable=float(share_W @ np.where(inverted_W, 1 - fitted.right_W, fitted.right_W)) if fitted else 0.5,
         annotators=people,
     )
 
@@ -335,7 +341,7 @@ def annotators_of(table: Votes, twice: Votes, fitted: votes.Crowd | None, names:
     given_W = np.bincount(table.annotator_V, minlength=table.annotators)
     shared_W = np.bincount(twice.annotator_V, twice.side_V != 0, minlength=table.annotators)
     rest = votes.with_the_rest(twice)
-    alone = Undefined("no item on which others took a side too")
+    alone = Undefined("too few items that others judged too")
     found = {}
     for w, name in enumerate(names):
         if not given_W[w]:
