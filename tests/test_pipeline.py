@@ -300,7 +300,9 @@ def test_the_hashes_of_an_older_run_are_enough(place: Path, model: Path) -> None
 
 def test_a_device_that_is_not_there_is_said_before_the_run_is_looked_at(place: Path, model: Path) -> None:
     half_trained(place, model)
-    assert refusal(settings(place, model, "model.device=cuda:99")).startswith("model.device = 'cuda:99' is not a device")
+    assert refusal(settings(place, model, "model.device=cuda:99")).startswith(
+        "model.device = 'cuda:99' is not a device"
+    )
 
 
 # ---------------------------------------------------------------- sample and judge

@@ -340,7 +340,9 @@ def test_metrics_are_the_lines_of_their_file(tmp_path: Path) -> None:
     assert [row["step"] for row in run.metrics()] == [1, 2]
 
 
-@pytest.mark.parametrize("line", ["{", "[]", "{}", "null", "\xff", "[" * 5000, json.dumps(ROW).replace("split", "splkt")])
+@pytest.mark.parametrize(
+    "line", ["{", "[]", "{}", "null", "\xff", "[" * 5000, json.dumps(ROW).replace("split", "splkt")]
+)
 def test_a_damaged_line_of_metrics_is_named(tmp_path: Path, line: str) -> None:
     run = Run(tmp_path)
     run.path("metrics.jsonl").write_text(f"{json.dumps(ROW)}\n{line}\n", encoding="latin-1")

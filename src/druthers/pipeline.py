@@ -30,7 +30,7 @@ from druthers.report import write_report
 from druthers.run import CURATED, INPUTS, Run, environment, note_code
 from druthers.session import Screen, Session, session
 from druthers.train import train
-from druthers.train.checkpoint import WEIGHTS, best
+from druthers.train.checkpoint import best_weights
 from druthers.train.loop import make_schedule
 
 SIDES = ("train", "heldout")
@@ -203,7 +203,7 @@ def train_stage(run: Run, settings: Settings, *, screen: Screen, world: World = 
         del policy
         gc.collect()
         return None
-    models.restore_trainable(policy, best(run.folder) / WEIGHTS)
+    models.restore_trainable(policy, best_weights(run.folder))
     gc.collect()
     release()
     return policy
@@ -289,7 +289,7 @@ def watcher(screen: Screen, settings: Settings, count: int) -> Callable[[dict[st
 
 def load_policy(run: Run) -> Loaded:
     """The aligned model of a finished run: base weights with the best checkpoint on top."""
-    weights = best(run.folder) / WEIGHTS
+    weights = best_weights(run.folder)
     policy = load_model(run.settings())
     check_same_model(run, policy)
     models.restore_trainable(policy, weights)
@@ -376,8 +376,7 @@ def report_stage(run: Run, *, screen: Screen) -> dict[str, Any]:
 
 def export(run: Run, folder: Path) -> dict[str, Any]:
     """A merged Hugging Face folder of the aligned model with its card."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not an empty folder; name a new one")
+    models.check_new(folder)
     prepare(run.settings())
     policy = load_policy(run)
     models.save_folder(policy, folder, card=model_card(run, policy))

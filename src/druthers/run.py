@@ -49,7 +49,7 @@ class Run:
         return place
 
     def settings(self) -> Settings:
-        """The settings the run was started with; raises InputError where config.json is damaged or of something else."""
+        """The settings the run was started with; InputError where config.json is damaged or of something else."""
         tree, place = self.json(CONFIG), self.folder / CONFIG
         if not tree.keys() >= set(MARKS):
             raise InputError(f"{place} is no druthers run; name another folder with run=FOLDER")
