@@ -392,6 +392,21 @@ def test_responses_that_all_tie_leave_no_file(place: Path) -> None:
     assert not (place / "judged.jsonl").exists()
 
 
+def test_margins_that_are_scaled_too_far_are_said(place: Path) -> None:
+    row = {"prompt": [{"role": "user", "content": "hi"}], "responses": [{"content": "a b c d!"}, {"content": "b"}]}
+    with pytest.raises(InputError, match=r"margin: input should be less than or equal to 1000000.*lower --margin"):
+        pipeline.judge(
+            str(calls.jsonl(place / "candidates.jsonl", [row])),
+            place / "judged.jsonl",
+            rubric=str(place / "rubric.toml"),
+            margin_scale=1e9,
+            most=None,
+            length_cost=0.0,
+            screen=Screen(),
+        )
+    assert not (place / "judged.jsonl").exists()
+
+
 def test_a_response_that_breaks_a_must_is_not_held_up(place: Path) -> None:
     rubric = place / "must.toml"
     rubric.write_text(

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from pydantic import ValidationError
 
 from druthers import lowbit, models, storage
 from druthers.allocation import release
@@ -498,9 +499,13 @@ def judge(
     pairs: list[Pair] = []
     bar = screen.bar("prompts")
     for row in storage.read(candidates, Candidates):
-        found = pairs_from_ranking(
-            rate(rules, row), margin_scale=margin_scale, most=most, must=rules.musts, length_cost=length_cost
-        )
+        try:
+            found = pairs_from_ranking(
+                rate(rules, row), margin_scale=margin_scale, most=most, must=rules.musts, length_cost=length_cost
+            )
+        except ValidationError as error:
+            why = storage.explain(error, Pair)
+            raise InputError(f"{candidates}: prompt {row.prompt_id}: {why}; lower --margin-scale") from None
         pairs += found
         prompts, without = prompts + 1, without + (not found)
         bar(prompts, 0)
