@@ -231,6 +231,32 @@ def test_a_setting_that_is_wrong_is_explained(place: Path, override: str, offer:
     assert not (place / "wrong").exists()
 
 
+@pytest.mark.parametrize("number", ["inf", "nan"])
+@pytest.mark.parametrize(
+    ("verb", "option"),
+    [
+        ("sample", "--temperature"),
+        ("sample", "--top-p"),
+        ("judge", "--margin-scale"),
+        ("judge", "--length-cost"),
+        ("plan", "--price-per-hour"),
+    ],
+)
+def test_a_number_that_is_none_is_refused(tmp_path: Path, verb: str, option: str, number: str) -> None:
+    more = () if verb == "plan" else (tmp_path / "in.jsonl", "--out", tmp_path / "out.jsonl")
+    found = druthers(verb, *more, option, number)
+    if (option, number) == ("--top-p", "inf"):  # outside its limits
+        assert (found.code, "Traceback" in found.err) == (2, False)
+    else:
+        assert found.fault.startswith(f"{option} = {number}: is no finite number; give one such as ")
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "report", "chat", "export"])
+def test_a_name_that_is_too_long_is_said(tmp_path: Path, verb: str) -> None:
+    more = {"chat": ("--prompt", "hi"), "export": (tmp_path / "out",)}.get(verb, ())
+    assert "run directory" in druthers(verb, tmp_path / ("n" * 300), *more).fault
+
+
 def test_wrong_usage_exits_with_two() -> None:
     for words in (("aling",), ("align", "--rnu", "x"), ("report",), ("sample", "x", "--out", "y", "--samples", "0")):
         found = druthers(*words)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -30,6 +31,14 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 screen_console = Console(stderr=True, highlight=False)
+
+
+def finite(option: typer.CallbackParam, value: float | None) -> float | None:
+    """A number that is one: `inf` and `nan` pass for numbers, also between limits."""
+    if value is not None and not math.isfinite(value):
+        raise InputError(f"{option.opts[0]} = {value}: is no finite number; give one such as {option.default or 1.0}")
+    return value
+
 
 Json = Annotated[bool, typer.Option("--json", help="Write the result as JSON to standard output.")]
 Recipe = Annotated[
@@ -227,7 +236,7 @@ def plan(
     data: Data = None,
     run: RunDir = None,
     price_per_hour: Annotated[
-        float | None, typer.Option(min=0, help="What an hour of this machine costs, in any currency.")
+        float | None, typer.Option(min=0, callback=finite, help="What an hour of this machine costs, in any currency.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -359,11 +368,11 @@ def sample(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the candidates go (.jsonl, .jsonl.gz).")],
     model: Annotated[str, typer.Option("--model", "-m", help="A model folder or hub id.")] = "default",
     samples: Annotated[int, typer.Option("--samples", "-n", min=1, help="Responses to each prompt.")] = 4,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 1.0,
-    top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Nucleus.")] = 1.0,
+    temperature: Annotated[float, typer.Option(min=0, callback=finite, help="0 is greedy.")] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1, callback=finite, help="Nucleus.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response in tokens.")] = 128,
     batch_size: Annotated[int, typer.Option(min=1, help="Responses generated at once.")] = 32,
-    seed: Annotated[int, typer.Option(min=0, help="Root of every random draw.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Root of every random draw.")] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N prompts.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -396,13 +405,14 @@ def judge(
         str, typer.Option("--rubric", help="A rule rubric in TOML, or the packaged one.")
     ] = "brand-voice",
     margin_scale: Annotated[
-        float, typer.Option(min=0, help="Margin, in units of reward, of one point of score.")
+        float, typer.Option(min=0, callback=finite, help="Margin, in units of reward, of one point of score.")
     ] = 1.0,
     most: Annotated[
         int | None, typer.Option(min=1, help="At most N pairs of a prompt, the clearest; 1 is best against worst.")
     ] = None,
     length_cost: Annotated[
-        float, typer.Option(min=0, help="Score that a word costs by which the chosen response is shorter.")
+        float,
+        typer.Option(min=0, callback=finite, help="Score that a word costs by which the chosen response is shorter."),
     ] = 0.0,
     as_json: Json = False,
 ) -> None:
@@ -426,7 +436,7 @@ def chat(
     *,
     run: RunArgument,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Ask once and leave.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Root of the random draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Root of the random draws.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Talk to the aligned model and the base side by side."""

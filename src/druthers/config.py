@@ -252,9 +252,9 @@ class Settings(Section):
     """Everything a run depends on."""
 
     run: str = Field("runs/align", description="the run directory")
-    seed: int = Field(0, ge=0, description="root of every random draw")
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="root of every random draw")
     threads: int | None = Field(
-        None, ge=1, description="CPU threads; unset: all physical cores, or as many as torchrun gives"
+        None, ge=1, le=1024, description="CPU threads; unset: all physical cores, or as many as torchrun gives"
     )
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
@@ -361,7 +361,8 @@ def explain(error: ValidationError) -> str:
         )
     if fault["type"].startswith("union_tag"):
         return f"loss.name: {fault.get('ctx', {}).get('tag', 'nothing')!r} is not a loss; use 'sigmoid' or 'ipo'"
-    return f"{key} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+    why = fault["msg"].removeprefix("Value error, ")
+    return f"{key} = {fault['input']!r}: {why[0].lower()}{why[1:]}"
 
 
 def nearest(key: str) -> str | None:
@@ -411,7 +412,7 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
     if str(recipe) in recipe_names():
         path = Path(str(resources.files("druthers") / "recipes" / f"{recipe}.toml"))
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"recipe {str(recipe)!r} is neither a file nor one of {', '.join(recipe_names())}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -34,7 +34,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ValidationError
 
-from druthers.records import InputError, Record
+from druthers.records import DEEPEST, InputError, Record, check_depth, first_line
 
 R = TypeVar("R", bound=Record)
 KINDS = (".jsonl", ".ndjson", ".json", ".parquet")
@@ -47,6 +47,7 @@ TEMPORARY = re.compile(r"\..+\.([1-9][0-9]*)-[0-9]+\.tmp")
 QUIET, DAY = 600.0, 86_400.0
 """Seconds without a write after which a temporary file is left over: of no process known here, and of any."""
 BOM = b"\xef\xbb\xbf"
+PARQUET = b"PAR1"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DAMAGE = (EOFError, OSError, zlib.error, http.client.HTTPException)
 TIMEOUT_SECONDS = 60.0
@@ -333,11 +334,17 @@ def _json_lines(name: str, stream: BinaryIO, *, first: int = 1) -> Iterator[Line
     try:
         for number, data in enumerate(stream, first):
             if number == 1:
+                _refuse_parquet(name, data)
                 data = data.removeprefix(BOM)
             if data.strip():
                 yield _json_line(f"{name}:{number}", data)
     except DAMAGE as error:
         raise InputError(f"{name}:{number + 1}: {_damage(error)}") from None
+
+
+def _refuse_parquet(name: str, data: bytes) -> None:
+    if data.startswith(PARQUET):
+        raise InputError(f"{name}: is a Parquet file under another name; name it .parquet")
 
 
 def _damage(error: Exception) -> str:
@@ -363,12 +370,18 @@ def _faulty(where: str, data: bytes, fault: str) -> Line:
 
 def _json_fault(error: ValueError | RecursionError) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg[0].lower()}{error.msg[1:]} at column {error.colno}"
-    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        return f"{error.msg[0].lower()}{error.msg[1:].removesuffix(' at')} at column {error.colno}"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply; write it flatter"
+    if "integer string conversion" in str(error):
+        return f"it holds a number of more than {sys.get_int_max_str_digits():,} digits; write a shorter one"
+    return str(error)
 
 
 def _loads(text: str) -> object:
     value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    if text.count("[") + text.count("{") > 2 * DEEPEST:
+        check_depth(value, most=2 * DEEPEST)
     if "\\ud" in text.lower():
         _check_text(value)
     return value
@@ -418,6 +431,7 @@ def _array(name: str, data: bytes) -> Iterator[Line]:
         where = f"{name}:{number}"
         try:
             row, end = decoder.raw_decode(text, at)
+            check_depth(row, most=2 * DEEPEST)
             _check_text(row)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{where}: is not JSON: {_json_fault(error)}") from None
@@ -431,6 +445,11 @@ def _array(name: str, data: bytes) -> Iterator[Line]:
             raise InputError(
                 f"{where}: the array does not go on with ',' or ']' after this object; the file is cut or damaged"
             )
+    if (rest := _skip(text, at + 1)) < len(text):
+        raise InputError(
+            f"{name}:{text.count(chr(10), 0, rest) + 1}: something stands behind the end of the array; "
+            "keep one array in a .json file, or write JSON lines"
+        )
 
 
 def _skip(text: str, at: int) -> int:
@@ -446,12 +465,33 @@ def _parquet(name: str, stream: BinaryIO) -> Iterator[Line]:
     number = 0
     try:
         for batch in pq.ParquetFile(stream).iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
+            for row, fault in _rows_of(batch):
                 number += 1
-                yield Line(f"{name}:{number}", _without_nulls(row))
+                where = f"{name}:{number}"
+                yield Line(where, row, fault) if fault else Line(where, _without_nulls(row))
     except (pa.ArrowException, OSError) as error:
         place = f"{name}:{number + 1}" if number else name
         raise InputError(f"{place}: is not readable Parquet: {str(error).splitlines()[0]}") from None
+
+
+def _rows_of(batch: Any) -> Iterator[tuple[dict[str, Any], str]]:
+    """The rows of a batch; one with a value that Python cannot hold has what can be read of it, and a fault."""
+    try:
+        yield from ((row, "") for row in batch.to_pylist())
+    except (ValueError, OverflowError):  # text that is not UTF-8, a year that is none; found before any row was given
+        yield from (_row_of(batch.slice(i, 1)) for i in range(batch.num_rows))
+
+
+def _row_of(one: Any) -> tuple[dict[str, Any], str]:
+    row, fault = {}, ""
+    for key in one.schema.names:
+        try:
+            row[key] = one.column(key).to_pylist()[0]
+        except UnicodeDecodeError as error:
+            fault = fault or f"{key}: is not UTF-8 (byte {error.start + 1} of the text); write the column as UTF-8"
+        except (ValueError, OverflowError) as error:
+            fault = fault or f"{key}: cannot be read: {first_line(error)}"
+    return row, fault
 
 
 def _parquet_count(stream: BinaryIO) -> int:
@@ -487,7 +527,10 @@ def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
 
 
 def _brief(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        return "nested too deeply"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -626,6 +669,15 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         file.write(data)
 
 
+def temporary(target: Path) -> Path:
+    """What a file or folder is called while this thread writes it; `sweep` knows such names.
+
+    >>> bool(TEMPORARY.fullmatch(temporary(Path("pairs.jsonl")).name))
+    True
+    """
+    return target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
     """A binary file that takes the name `path` when the block ends well; on any error the old file stays as it was.
@@ -639,21 +691,21 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
             yield upload
         return
     target = Path(os.path.realpath(name))
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    partial = temporary(target)
     with _writing(name):
         target.parent.mkdir(parents=True, exist_ok=True)
-        file = open(temporary, "wb")  # noqa: SIM115
+        file = open(partial, "wb")  # noqa: SIM115
     try:
         with _full_disk(name):
             yield cast(BinaryIO, file)
             _finish(file)
         with _writing(name):
-            os.replace(temporary, target)
+            os.replace(partial, target)
             _sync_folder(target.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             file.close()
-        temporary.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
 
 
@@ -672,16 +724,18 @@ def _uploading(url: str) -> Iterator[BinaryIO]:
 
 
 def sweep(folder: Path, *, now: float) -> None:
-    """Remove temporary files that `replacing` left in a folder when its process was killed; `now` in Unix seconds.
+    """Remove what has a name of `temporary` and was left in a folder by a process that was killed.
+
+    `now` is in Unix seconds.
 
     One that was written to within `QUIET` seconds stays, also where no process of this machine is known to write it:
     another machine may share the folder.
     """
     for left in folder.glob(".*.tmp"):
         with contextlib.suppress(OSError):  # another process sweeps too, or the folder is read-only
-            age = now - left.stat().st_mtime
+            age = now - max(inside.stat().st_mtime for inside in (left, *left.rglob("*")))
             if (found := TEMPORARY.fullmatch(left.name)) and age > (DAY if _lives(int(found[1])) else QUIET):
-                left.unlink()
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def _lives(pid: int) -> bool:
