@@ -22,7 +22,20 @@ from druthers.train import loop
 from tests import calls, tiny
 from tests.calls import Called, druthers
 
-VERBS = ("align", "plan", "curate", "train", "evaluate", "report", "sample", "judge", "chat", "export", "doctor")
+VERBS = (
+    "align",
+    "plan",
+    "curate",
+    "advise",
+    "train",
+    "evaluate",
+    "report",
+    "sample",
+    "judge",
+    "chat",
+    "export",
+    "doctor",
+)
 
 
 @pytest.fixture(scope="module")
