@@ -80,7 +80,9 @@ def test_rows_become_two_sides_with_books(tmp_path: Path) -> None:
     assert summary.prompts == {"train": len(train), "heldout": len(heldout)}
     assert lines(out / "rejected.jsonl") == []
     assert sorted(entry.name for entry in out.iterdir()) == [
+        "findings",
         "heldout.jsonl",
+        "quality.json",
         "rejected.jsonl",
         "summary.json",
         "train.jsonl",
@@ -477,6 +479,6 @@ def test_real_hh_transcripts_keep_all_but_the_broken_rows(tmp_path: Path) -> Non
         "max_response": 8192,
     }
     summary = run(HARMLESS / "train.jsonl.gz", tmp_path, **given_data)
-    assert (summary.format, summary.rows, summary.train, summary.heldout) == ("hh", 2019, 1679, 314)
-    assert summary.rejected == {"bad_roles": 5, "empty_response": 4, "leak": 17}
+    assert (summary.format, summary.rows, summary.train, summary.heldout) == ("hh", 2019, 1678, 314)
+    assert summary.rejected == {"bad_roles": 5, "empty_response": 4, "leak": 18}
     assert (summary.joined_turns, summary.prompts["heldout"]) == (4, 314)

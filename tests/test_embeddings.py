@@ -119,7 +119,7 @@ def test_batches_hold_every_text_once_and_keep_to_the_budget(lengths: list[int],
 
 def test_without_weights_like_wording_is_near(lexical: Encoder) -> None:
     lock, again, cake, recipe = embed(TEXTS[:4], encoder=lexical)
-    assert lock @ again > 0.7
+    assert lock @ again > 0.4
     assert cake @ recipe > lock @ cake + 0.3
     assert not lexical.learned
 

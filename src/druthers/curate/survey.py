@@ -73,8 +73,8 @@ class Agreement:
     the differences of ratings from which on a preference has strength 2 and 3 (thirds of all; empty where all are
     alike), `typical` the median difference by scale, `spread` the deviation of worths in Bradley and Terry's model,
     `tied` the share of ties. `crowd` is the habit of all annotators together, empty where fewer than 50 items were
-    judged twice, and `reliable` their reliability. Strengths, spread and reliability see the answers of annotators who answer the
-    wrong way round turned; the agreements and the noise are those of the answers as given.
+    judged twice, and `reliable` their reliability. Strengths, spread and reliability see the answers of annotators who
+    answer the wrong way round turned; the agreements and the noise are those of the answers as given.
     """
 
     criterion: str
