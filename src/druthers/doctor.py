@@ -328,7 +328,7 @@ def allowed(field: FieldInfo) -> str:
     kinds = [t for t in options(field.annotation) if t is not type(None)]
     words = " or ".join(toml(t) if isinstance(t, str) else WORDS[t] for t in kinds)
     bounds = [
-        f"{sign} {limit:g}"
+        f"{sign} {limit if isinstance(limit, int) else format(limit, 'g')}"
         for rule in field.metadata
         for name, sign in SIGNS
         if (limit := getattr(rule, name, None)) is not None
