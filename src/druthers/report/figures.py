@@ -320,7 +320,7 @@ def start(before: NDArray[np.float64], edges: NDArray[np.float64], x: Scale, y: 
 def zones_scale(values: Sequence[float], limits: Sequence[float]) -> Scale:
     """A scale that holds value, interval and limits with air beyond the outer limit; it begins at 0 where it can.
 
-    >>> zones_scale([0.01, 0.02], [0.05]).low, zones_scale([3.0], [2.0, 5.0]).high > 6
+    >>> zones_scale([0.01, 0.02], [0.05]).low, zones_scale([3.0], [2.0, 5.0]).high > 5
     (0.0, True)
     """
     every = [*values, *limits]
