@@ -97,7 +97,8 @@ def test_evaluate_says_where_the_report_is(place: Path) -> None:
 def test_evaluate_and_report_of_a_finished_run(place: Path) -> None:
     found = druthers("evaluate", place / "run", "--json").json
     assert {"verdict", "win_rate", "heldout", "seconds", "run"} <= found.keys()
-    assert druthers("report", place / "run", "--json").json == {"report": str(place / "run" / "report.html")}
+    pages = {"report": str(place / "run" / "report.html"), "data": str(place / "run" / "data.html")}
+    assert druthers("report", place / "run", "--json").json == pages
     assert "win rate" in druthers("evaluate", place / "run").out
     assert "report.html" in druthers("report", place / "run").out
 
@@ -113,6 +114,11 @@ def test_the_stages_one_by_one(place: Path, aligned: Called) -> None:
     )
     curated = druthers("curate", "--data", place / "pairs.jsonl", *named, "--json").json
     assert {"run", "rows", "kept", "train", "heldout", "rejected", "tokens", "cut", "format"} <= curated.keys()
+    assert (place / "steps" / "data.html").is_file()
+    screen = druthers("curate", "--data", place / "pairs.jsonl", *named).out
+    assert len(screen.splitlines()) <= 24
+    assert "pairs to train on" in screen
+    assert "data.html" in "".join(screen.split())
     assert calls.files(place / "steps" / "checkpoints") == []
     trained = druthers("train", "--data", place / "pairs.jsonl", *named, "--json").json
     assert {"run", "pairs", "train", "seconds"} == trained.keys()

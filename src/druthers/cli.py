@@ -261,20 +261,21 @@ def curate(
     """Read pairs, check every row, split; writes data/ of a run directory."""
     settings = settings_from(recipe, model, data, run, overrides)
     from druthers import pipeline
+    from druthers.report import write_data_page
     from druthers.run import open_run
 
     with open_run(settings) as opened:
         found = pipeline.curate_stage(opened, settings, screen=bars)
+        write_data_page(opened.folder)
     show({"run": settings.run, **found}, as_json=as_json, table=data_screen)
 
 
 def data_screen(result: dict[str, Any]) -> Table:
-    """One screen about curated data, in the words of the report; also writes the page it names."""
-    from druthers.report import data_lines, write_data_page
+    """One screen about curated data, in the words of the report."""
+    from druthers.report import data_lines
 
-    page = write_data_page(Path(result["run"]))
     table = Table(Column(no_wrap=True), Column(overflow="fold"), show_header=False, box=None, pad_edge=False)
-    for line in data_lines(Path(result["run"]), page=page):
+    for line in data_lines(Path(result["run"]), page=Path(result["run"]) / "data.html"):
         table.add_row(f"[dim]{line.name}[/]", escape(line.text), style=line.style or None)
     return table
 

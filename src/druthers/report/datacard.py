@@ -162,7 +162,11 @@ def sources(files: DataFiles) -> str:
         else "`heldout` was split off by prompt, so no prompt stands on both sides."
     )
     rows = [
-        ["source", code(text(tree, "source")), code(text(tree, "source_sha256") or "not hashed, because it is a URL")]
+        [
+            "source",
+            code(wording.last_part(text(tree, "source"))),
+            code(text(tree, "source_sha256") or "not hashed, because it is a URL"),
+        ]
     ]
     rows += [
         [name, code(f"{name}.jsonl"), code(hash_of(folder / f"{name}.jsonl") or "missing")]

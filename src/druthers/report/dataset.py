@@ -23,7 +23,7 @@ from druthers.storage import explain
 
 SUMMARY, QUALITY, REJECTED = "data/summary.json", "data/quality.json", "data/rejected.jsonl"
 SIDES = ("data/train.jsonl", "data/heldout.jsonl")
-OPTIONAL = ("config.json", "inputs.json", QUALITY)
+OPTIONAL = ("config.json", QUALITY)
 EXAMPLES, ROWS, ROWS_IN_ALL = 2, 20, 300
 """Rows shown of each reason, of each finding, and of all findings together."""
 MOST_REASONS = 40

@@ -296,13 +296,8 @@ def row_table(one: Finding, files: DataFiles) -> RowTable | None:
 def told_row(row: Tree, pairs: Mapping[str, Tree]) -> dict[str, str]:
     """A row as it is printed: where, why and the texts of its pair, or else what it holds."""
     pair = next((pairs[name] for name in ids(row) if pairs.get(name)), {})
-    named = (
-        {"where": row["where"]}
-        if "where" in row
-        else {"pair": ", ".join(name[:8] for name in ids(row))}
-        if ids(row)
-        else {}
-    )
+    places = [row["where"]] if "where" in row else [f"pair {name[:8]}" for name in ids(row)]
+    named = {"where": ", ".join(map(str, places))} if places else {}
     why = {"why": row["why"]} if "why" in row else {}
     texts = {key: pair[key] for key in ("prompt", "chosen", "rejected") if key in pair}
     rest = {str(k): v for k, v in row.items() if k not in ("where", "why", "pair_id", *HIDDEN, *texts)}

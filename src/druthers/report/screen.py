@@ -17,7 +17,7 @@ from druthers.report.refused import BEYOND, REASONS
 WIDTH, MOST = 96, 24
 LABEL = 10
 STYLES = {"fail": "red", "warn": "yellow", "uncertain": "dim", "undefined": "dim", "pass": "green"}
-SHARES = {"data": 3, "found": 8, "done": 4, "enough": 3, "next": 4, "more": 2}
+SHARES = {"data": 3, "found": 8, "done": 4, "enough": 3, "next": 4, "page": 2}
 """The most lines of each part; together they fill a screen of 24."""
 
 
@@ -45,14 +45,14 @@ def lines(summary: Mapping[str, Any], quality: Mapping[str, Any], *, page: str =
         "done": [(said, "") for said in done(summary)],
         "enough": [(said, "") for said in enough(quality)],
         "next": [(said, "") for said in following(found, quality)],
-        "more": [(page, "bold")] if page else [("druthers report RUN writes data.html", "dim")],
+        "page": [(page, "bold")] if page else [("druthers report RUN writes data.html", "dim")],
     }
     return [line for name, said in parts.items() for line in part(name, said, width=width)]
 
 
 def part(name: str, said: Iterable[tuple[str, str]], *, width: int) -> list[Line]:
     """The lines of a part; where they are more than it may have, the last one says so."""
-    wrapped = [(row, style) for words, style in said for row in rows(words, width=width - LABEL, whole=name == "more")]
+    wrapped = [(row, style) for words, style in said for row in rows(words, width=width - LABEL, whole=name == "page")]
     most = SHARES[name]
     if len(wrapped) > most:
         wrapped = [*wrapped[: most - 1], ("… the page has the rest", "dim")]
@@ -86,13 +86,19 @@ def wrong(found: list[Finding], quality: Mapping[str, Any]) -> list[tuple[str, s
     states = [of_findings.state_of(one) for one in found]
     bad = [(one, state) for one, state in zip(found, states, strict=True) if state in ("fail", "warn")]
     told = [
-        (f"{of_findings.MARKS[state]}  {of_findings.title_of(one.id)}: {one.text}", STYLES[state]) for one, state in bad
+        (f"{of_findings.MARKS[state]}  {of_findings.title_of(one.id)}{about(one)}: {one.text}", STYLES[state])
+        for one, state in bad
     ]
     words = (("uncertain", "uncertain"), ("pass", "within limits"), ("undefined", "not computed"))
     rest = [f"{states.count(state)} {said}" for state, said in words if state in states]
     shown, more = told[:3], len(told) - 3
     last = ([f"{more} more warnings and failures"] if more > 0 else []) + rest
     return shown + ([(", ".join(last), "green" if not bad else "dim")] if last else []) or [("no findings", "dim")]
+
+
+def about(one: Finding) -> str:
+    """The slice of a finding, in parentheses."""
+    return f" ({', '.join(f'{key} {value}' for key, value in one.slice.items())})" if one.slice else ""
 
 
 def done(summary: Mapping[str, Any]) -> list[str]:
