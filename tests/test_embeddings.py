@@ -120,7 +120,8 @@ def test_batches_hold_every_text_once_and_keep_to_the_budget(lengths: list[int],
 def test_without_weights_like_wording_is_near(lexical: Encoder) -> None:
     lock, again, cake, recipe = embed(TEXTS[:4], encoder=lexical)
     assert lock @ again > 0.4
-    assert cake @ recipe > lock @ cake + 0.3
+    assert cake @ recipe > 0.3
+    assert max(lock @ cake, again @ recipe) < 0.1
     assert not lexical.learned
 
 

@@ -115,9 +115,8 @@ def summed(scorer: Scorer, batch: Batch) -> Tensor:
     ).last_hidden_state
     hidden_NH = hidden_STH.flatten(0, 1).index_select(0, batch.gather_N)
     hidden_NH = hidden_NH.to(torch.promote_types(hidden_NH.dtype, torch.float32))
-    empty_RH = hidden_NH.new_zeros(len(batch.length_R), hidden_NH.shape[1])
-    summed_RH: Tensor = empty_RH.index_add(0, batch.owner_N, hidden_NH)
-    return summed_RH
+    sum_RH: Tensor = hidden_NH.new_zeros(len(batch.length_R), hidden_NH.shape[1])
+    return sum_RH.index_add_(0, batch.owner_N, hidden_NH)
 
 
 def scores(sum_RH: Tensor, length_R: Tensor, response_CB: Tensor) -> Ches:
@@ -129,8 +128,8 @@ def scores(sum_RH: Tensor, length_R: Tensor, response_CB: Tensor) -> Ches:
 
     def form(sum_RH: Tensor) -> Doubles:
         chosen_BH, rejected_BH = sum_RH[response_CB]
-        score_B: Doubles = (chosen_BH * (rejected_BH - chosen_BH)).sum(1).double().numpy()
-        return score_B
+        found: Doubles = (chosen_BH * (rejected_BH - chosen_BH)).sum(1).double().numpy()
+        return found
 
     return Ches(form(sum_RH), form(sum_RH / length_R.clamp(min=1)[:, None]))
 
