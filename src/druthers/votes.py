@@ -30,7 +30,7 @@ GUESSED = (1.0, 0.65, 0.80, 0.92)
 """Probability that a preference of each strength is right where nothing measures it; one without is taken as it is."""
 FEWEST = 50
 """Comparisons from which on a strength is measured and no longer guessed."""
-WIDEST = 3000
+WIDEST = 2000
 """Annotators up to which the reliabilities are inverted together; beyond, each by itself."""
 
 
@@ -502,25 +502,33 @@ def truths(patterns: Patterns, habit_W5: Floats, tied: float) -> tuple[Floats, f
 def known_as_from(patterns: Patterns, truth_G3: Floats, right_W: Floats) -> Floats:
     """For each annotator the number of checked answers that would tell as much of its reliability, (W,).
 
-    From the information in the votes about all reliabilities together (outer products of the scores of single items,
-    Louis 1982), not from the expected counts, which would take guesses at the truth for the truth. What the votes leave
-    open (one vote an item; two annotators who only ever meet each other) is so left open.
+    From the observed information about all reliabilities together: what the answers would tell if the truths were
+    known, less what is not known of them (Louis 1982, JRSS B 44:226). Expected counts would take guesses at the truth
+    for the truth. What the votes leave open (one vote an item; two annotators who only ever meet each other) is so left
+    open. The unit is one answer of each annotator, in which a flat prior is worth two.
     """
     p, W = patterns, patterns.annotators
     if not len(p.count_G):
         return np.zeros(W)
-    truth_P3, right_P = truth_G3[p.group_P], right_W[p.annotator_P]
-    own_P, other_P = (np.where(p.side_P == s, truth_P3[:, 0], truth_P3[:, 2]) for s in (1, -1))
-    score_P = np.where(p.side_P == 0, 0.0, own_P * (1 - right_P) - other_P * right_P)
-    answers_W = np.bincount(p.annotator_P, p.count_G[p.group_P] * (p.side_P != 0), W)
-    binomial_W, prior_W = right_W * (1 - right_W), 2 * right_W * (1 - right_W)
+    truth_P3, weight_P = truth_G3[p.group_P], p.count_G[p.group_P]
+    decided_P = p.side_P != 0
+    told_W = np.bincount(p.annotator_P, weight_P * decided_P * (truth_P3[:, 0] + truth_P3[:, 2]), W)
+    right_P = right_W[p.annotator_P]
+    unit_P = np.sqrt(right_P * (1 - right_P))
+    score_2P = np.stack([np.where(p.side_P == s, 1 - right_P, -right_P) * decided_P / unit_P for s in (1, -1)])
+    mean_P = score_2P[0] * truth_P3[:, 0] + score_2P[1] * truth_P3[:, 2]
     if W > WIDEST:
-        own_W = np.bincount(p.annotator_P, p.count_G[p.group_P] * score_P**2, W)
-        return np.asarray(np.minimum(own_W / binomial_W, answers_W))
-    score_GW = csr_matrix((score_P, (p.group_P, p.annotator_P)), shape=(len(p.count_G), W))
-    told_WW = (score_GW.T @ score_GW.multiply(p.count_G[:, None]).tocsr()).toarray()
-    spread_W = np.diag(np.linalg.inv(told_WW + np.diag(prior_W)))
-    return np.asarray(np.clip(1 / (binomial_W * spread_W) - 2, 0.0, answers_W))
+        square_P = score_2P[0] ** 2 * truth_P3[:, 0] + score_2P[1] ** 2 * truth_P3[:, 2]
+        return np.asarray(np.clip(told_W - np.bincount(p.annotator_P, weight_P * (square_P - mean_P**2), W), 0, told_W))
+
+    def product(column_P: Floats, weight_G: Floats) -> Floats:
+        score_GW = csr_matrix((column_P, (p.group_P, p.annotator_P)), shape=(len(p.count_G), W))
+        return np.asarray((score_GW.T @ score_GW.multiply(weight_G[:, None]).tocsr()).toarray())
+
+    open_WW = sum(product(score_2P[k], p.count_G * truth_G3[:, 2 * k]) for k in (0, 1)) - product(mean_P, p.count_G)
+    value_W, vector_WW = np.linalg.eigh(np.diag(told_W) - open_WW + 2 * np.eye(W))
+    spread_W = (vector_WW**2 / np.maximum(value_W, 2.0)).sum(1)
+    return np.asarray(np.clip(1 / spread_W - 2, 0.0, told_W))
 
 
 # ---------------------------------------------------------------- Bradley-Terry

@@ -27,9 +27,8 @@ Source = Callable[[], Iterable[Candidates]]
 FEWEST_ITEMS = 50
 """Items judged twice from which on annotators are told apart; below, all are taken to be alike."""
 WEAK = 0.7
-"""Least share of right sides of an annotator (the least score on gold items, too)."""
+"""Least share of right sides of an annotator; the least score on gold items is the same."""
 ALPHA = Limits(warn=0.4, fail=0.2, bad="below")
-RELIABILITY = Limits(warn=WEAK, fail=0.5, bad="below")
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,8 @@ class Annotator:
     `reliability` is the share of right sides among those taken, by Dawid and Skene's model; `with_rest` how often they
     are those of most others. `habit` has the probabilities of the right side, a tie and the wrong side where one is
     better, and of a tie and of a given side where they tie. `verdict` is "inverted" where the whole interval of the
-    reliability lies below one half (the answers are the wrong way round), "weak" where it lies below 0.7.
+    reliability lies below one half (the answers are the wrong way round), "weak" where it lies below `limit`: 0.7, or
+    where the errors are twice as many as those of the others and more by 5 points.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Annotator:
     with_rest: Estimate
     habit: tuple[float, ...]
     known: float
+    limit: float
     verdict: str
 
     def as_dict(self) -> dict[str, Any]:
@@ -56,6 +57,7 @@ class Annotator:
             "name": self.name,
             "votes": self.votes,
             "verdict": self.verdict,
+            "limit": self.limit,
             "reliability": self.reliability.as_dict(),
             "with_rest": self.with_rest.as_dict(),
             "habit": dict(zip(("right", "tie", "wrong", "tie_seen", "side_of_tie"), self.habit, strict=True)),
@@ -73,8 +75,8 @@ class Agreement:
     the differences of ratings from which on a preference has strength 2 and 3 (thirds of all; empty where all are
     alike), `typical` the median difference by scale, `spread` the deviation of worths in Bradley and Terry's model,
     `tied` the share of ties. `crowd` is the habit of all annotators together, empty where fewer than 50 items were
-    judged twice, and `reliable` their reliability. Strengths, spread and reliability see the answers of annotators who
-    answer the wrong way round turned; the agreements and the noise are those of the answers as given.
+    judged twice, and `reliable` their reliability. Strengths, spread and reliability see the answers of
+    annotators who answer the wrong way round turned; the agreements and the noise are those of the answers as given.
     """
 
     criterion: str
@@ -341,27 +343,37 @@ def annotators_of(table: Votes, twice: Votes, fitted: votes.Crowd | None, names:
     given_W = np.bincount(table.annotator_V, minlength=table.annotators)
     shared_W = np.bincount(twice.annotator_V, twice.side_V != 0, minlength=table.annotators)
     rest = votes.with_the_rest(twice)
+    limit_W = limits_of(fitted, shared_W) if fitted else np.full(len(names), WEAK)
     alone = Undefined("too few items that others judged too")
     found = {}
-    for w, name in enumerate(names):
-        if not given_W[w]:
-            continue
-        known = fitted.reliability(w) if fitted and shared_W[w] else alone
-        found[name] = Annotator(
-            name=name,
+    for w in np.flatnonzero(given_W).tolist():
+        met = fitted if shared_W[w] else None
+        known = met.reliability(w) if met else alone
+        found[names[w]] = Annotator(
+            name=names[w],
             votes=int(given_W[w]),
             reliability=known,
             with_rest=rest[w],
-            habit=tuple(float(x) for x in fitted.habit_W5[w]) if fitted and shared_W[w] else (),
-            known=float(fitted.worth_W[w]) if fitted and shared_W[w] else 0.0,
-            verdict=verdict(known),
+            habit=tuple(float(x) for x in met.habit_W5[w]) if met else (),
+            known=float(met.worth_W[w]) if met else 0.0,
+            limit=float(limit_W[w]),
+            verdict=verdict(known, limit=float(limit_W[w])),
         )
     return found
 
 
-def verdict(reliability: Estimate) -> str:
+def limits_of(fitted: votes.Crowd, shared_W: Floats) -> Floats:
+    """Below what reliability each annotator is weak: 0.7, or twice the errors of the others and 5 points more."""
+    skill_W = np.maximum(fitted.right_W, 1 - fitted.right_W)
+    weight_W = shared_W.sum() - shared_W
+    others_W = ((shared_W @ skill_W) - shared_W * skill_W) / np.maximum(1, weight_W)
+    apart_W = np.minimum(others_W - 0.05, 1 - 2 * (1 - others_W))
+    return np.asarray(np.where(weight_W > 0, np.maximum(WEAK, apart_W), WEAK))
+
+
+def verdict(reliability: Estimate, *, limit: float) -> str:
     """What the whole interval of a reliability says of an annotator: "", "weak" or "inverted"."""
-    if isinstance(reliability, Undefined) or reliability.high >= WEAK:
+    if isinstance(reliability, Undefined) or reliability.high >= limit:
         return ""
     return "inverted" if reliability.high < 0.5 else "weak"
 
@@ -403,7 +415,8 @@ def of_annotator(person: Annotator, *, about: dict[str, str]) -> Finding:
     else:
         text, action = f"{text}.", "Look at the answers together; grading trusts them little."
     about = about | {"annotator": person.name}
-    return finding("D3.annotator", person.reliability, text, limits=RELIABILITY, about=about, action=action)
+    limits = Limits(warn=person.limit, fail=0.5, bad="below")
+    return finding("D3.annotator", person.reliability, text, limits=limits, about=about, action=action)
 
 
 def of(about: dict[str, str]) -> str:
