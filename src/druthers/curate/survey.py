@@ -343,7 +343,7 @@ def annotators_of(table: Votes, twice: Votes, fitted: votes.Crowd | None, names:
     given_W = np.bincount(table.annotator_V, minlength=table.annotators)
     shared_W = np.bincount(twice.annotator_V, twice.side_V != 0, minlength=table.annotators)
     rest = votes.with_the_rest(twice)
-    limit_W = limits_of(fitted, shared_W) if fitted else np.full(len(names), WEAK)
+    limit_W = limits_of(fitted, np.asarray(shared_W, dtype=np.float64)) if fitted else np.full(len(names), WEAK)
     alone = Undefined("too few items that others judged too")
     found = {}
     for w in np.flatnonzero(given_W).tolist():
