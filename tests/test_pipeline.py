@@ -75,7 +75,7 @@ def align(place: Path, model: Path, *changes: str) -> dict[str, Any]:
 def stamps(folder: Path) -> dict[str, int]:
     """When each file was written last, but for the report and the clock in the summary."""
     own = {name: (folder / name).stat().st_mtime_ns for name in calls.files(folder)}
-    return {name: at for name, at in own.items() if name not in ("report.html", "summary.json", ".lock")}
+    return {name: at for name, at in own.items() if name not in ("report.html", "data.html", "summary.json", ".lock")}
 
 
 # ---------------------------------------------------------------- the whole way
@@ -88,7 +88,7 @@ def test_the_main_job_leaves_every_file_of_the_run_directory(place: Path, model:
         [
             *(".lock", "config.json", "environment.json", "inputs.json", "code.diff", "summary.json", "report.html"),
             *(f"data/{name}" for name in ("train.jsonl", "heldout.jsonl", "rejected.jsonl", "summary.json")),
-            *("data/quality.json", "data/README.md"),
+            *("data/quality.json", "data/README.md", "data.html"),
             *("metrics.jsonl", "outcomes.parquet", "checkpoints/best.json"),
             *(name for name in calls.files(place / "run") if name.startswith("checkpoints/step-")),
             *("evaluation/pairs.json", "evaluation/answers.json", "evaluation/kl.json"),

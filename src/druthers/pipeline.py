@@ -27,7 +27,7 @@ from druthers.judges import load_rubric
 from druthers.memory import peak_gib
 from druthers.models import Loaded
 from druthers.records import InputError, Pair, Prompt
-from druthers.report import card, write_report
+from druthers.report import card, write_data_page, write_report
 from druthers.run import CURATED, INPUTS, Run, environment, note_code
 from druthers.session import Screen, Session, session
 from druthers.train import train
@@ -372,6 +372,7 @@ def report_stage(run: Run, *, screen: Screen) -> dict[str, Any]:
     screen.stage("report")
     since = time.monotonic()
     page = write_report(run.folder)
+    write_data_page(run.folder)
     timed(run, "report", since=since)
     return {**run.summary(), "run": str(run.folder), "report": str(page)}
 
