@@ -120,8 +120,8 @@ def is_short(text: str, least: int) -> bool:
 def is_strange(prompt: str, response: str) -> bool:
     """Whether a response is surely in another language than its prompt, which does not speak of languages.
 
-    >>> asked = "Wie wird das Wetter morgen in Hamburg, und soll ich einen Regenschirm mitnehmen?"
-    >>> is_strange(asked, "The weather tomorrow will be sunny, with some wind from the sea, and clouds at night.")
+    >>> is_strange("Wie wird das Wetter morgen, und brauche ich einen Schirm?", "It will be sunny, with some wind from "
+    ...     "the sea in the afternoon and clouds at night, so you need none.")
     True
     """
     asked, said = prose(prompt), prose(response)

@@ -91,11 +91,6 @@ ENGLISH = re.compile(
 )
 """Refusals as English-speaking assistants word them, in lower case and with straight apostrophes. Every branch begins
 with a letter, by which the search skips ahead."""
-ENGLISH_WORDS = frozenset(
-    """can't cannot cant can couldn't could won't will shouldn't should not unable forbidden don't comfortable
-    uncomfortable rather must decline refuse ai ai, artificial model chatbot virtual language against""".split()
-)
-"""A refusal in English holds one of these words; where none stands, the search is spared."""
 OTHERS = re.compile(
     r"""\b(?:kann|darf|werde|können)\ (?:\w+\ ){0,4}?nicht\ (?:\w+\ ){0,3}?
       (?:helfen|beantworten|weiterhelfen|unterstützen|anbieten|dienen|geben|erstellen|schreiben|nachkommen)
@@ -117,9 +112,13 @@ OTHERS = re.compile(
     re.VERBOSE,
 )
 """The same in German, French, Spanish, Portuguese, Italian, Dutch, Russian, Ukrainian, Chinese, Japanese, Korean."""
-OTHER_WORDS = frozenset("nicht als ne en no non não nao niet como come не как".split())
+OTHER_WORDS = frozenset(
+    """nicht puedo podemos posso possiamo consigo peux pouvons suis niet не как intelligenza inteligencia inteligência
+    modello modelo ia ia, ki ki, künstliche sprachmodell tant""".split()
+)
 WIDE_HINTS = ("我", "作为", "できません", "かねます", "도와")
-"""The same for the other languages; the last write no spaces."""
+"""A refusal in those languages holds one of these; where none stands, the search is spared. The
+last write no spaces."""
 
 
 def surface(text: str) -> tuple[float, ...]:
@@ -141,7 +140,7 @@ def surface(text: str) -> tuple[float, ...]:
     exclamations, questions, emoji = raw.count(b"!"), raw.count(b"?"), 0
     if not text.isascii():
         exclamations, questions, emoji = wide(text, raw, exclamations, questions)
-    opening = text[:OPENING].lower().replace("’", "'")
+    opening = text[:OPENING].replace("’", "'").lower()
     return (
         len(text),
         len(words),
@@ -213,10 +212,9 @@ def refuses(opening: str) -> bool:
     >>> [refuses(text) for text in ("dabei kann ich leider nicht helfen.", "das ist nicht schwer zu erstellen.")]
     [True, False]
     """
-    words = opening.split()
-    if not ENGLISH_WORDS.isdisjoint(words) and ENGLISH.search(opening) is not None:
+    if ENGLISH.search(opening) is not None:
         return True
-    hinted = not OTHER_WORDS.isdisjoint(words)
+    hinted = not OTHER_WORDS.isdisjoint(opening.split())
     hinted = hinted or (not opening.isascii() and any(map(opening.__contains__, WIDE_HINTS)))
     return hinted and OTHERS.search(opening) is not None
 
