@@ -89,7 +89,8 @@ def finished(folder: Path, *, pairs: int, accuracy: float, prompts: int = 400, e
     if evaluated:
         known = {"value": accuracy, "low": accuracy - 0.004, "high": accuracy + 0.004, "n": prompts}
         summary["heldout"] = {"accuracy": known}
-    rows = [{"split": "heldout", "step": step, "rewards/accuracies": accuracy, "pairs": prompts} for step in (0, 4)]
+    row = {"split": "heldout", "loss": 0.6, "rewards/accuracies": accuracy, "pairs": prompts, "tokens": 9}
+    rows = [row | {"step": step} for step in (0, 4)]
     jsonl(folder / "metrics.jsonl", rows)
     storage.write_json(folder / "summary.json", summary)
     return folder
