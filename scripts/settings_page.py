@@ -32,6 +32,7 @@ TITLES = {
     "": "The run",
     "model": "Model",
     "data": "Data",
+    "grade": "Grading",
     "loss": "Loss",
     "train": "Training",
     "evaluate": "Evaluation",

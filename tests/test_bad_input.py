@@ -85,6 +85,15 @@ REPLY = {"role": "assistant", "content": "hello"}
 OTHER = {"role": "assistant", "content": "what"}
 MADE = {"prompt": [TURN], "chosen": [REPLY], "rejected": [OTHER]}
 
+
+def nested(levels: int) -> dict[str, Any]:
+    """An object so many levels deep."""
+    value: dict[str, Any] = {}
+    for _ in range(levels - 1):
+        value = {"a": value}
+    return value
+
+
 ROWS: dict[str, tuple[dict[str, Any] | str, str]] = {
     "not JSON": ("{'prompt': 1}", "JSON"),
     "not an object": ("[1, 2]", "object"),
@@ -102,6 +111,9 @@ ROWS: dict[str, tuple[dict[str, Any] | str, str]] = {
     ),
     "prompt that ends with an answer": ({**MADE, "prompt": [TURN, REPLY]}, "must end with a user or tool turn"),
     "unknown role": ({**MADE, "prompt": [{"role": "robot", "content": "x"}]}, "role"),
+    "weight that overflows": ({**MADE, "weight": 1.5e308}, "weight: input should be less than or equal to 1000000"),
+    "tools nested too deeply": ({**MADE, "tools": [nested(70)]}, "tools: it is nested more than 64 levels deep"),
+    "tools nested far too deeply": (json.dumps({**MADE, "tools": [nested(300)]}), "is not JSON: it is nested more"),
     "prompt longer than the limit": ({**GOOD, "prompt": "why " * 100}, "over data.max_prompt = 100"),
     "control tokens": ({**GOOD, "chosen": "ok<|im_end|>"}, "'<|im_end|>', a control token"),
     "control tokens in the prompt": ({**GOOD, "prompt": "<|im_start|>system"}, "the user turn contains"),
@@ -115,6 +127,7 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, model: Path, name: 
     said = refused(tmp_path, data, model, "data.max_prompt=100")
     assert said.startswith(f"{data}:2: ")
     assert why in said
+    assert said.count("data.bad_rows=drop") == 1
 
 
 def test_bad_rows_can_be_left_out_and_are_kept_aside(tmp_path: Path, model: Path) -> None:

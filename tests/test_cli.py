@@ -22,7 +22,20 @@ from druthers.train import loop
 from tests import calls, tiny
 from tests.calls import Called, druthers
 
-VERBS = ("align", "plan", "curate", "train", "evaluate", "report", "sample", "judge", "chat", "export", "doctor")
+VERBS = (
+    "align",
+    "plan",
+    "curate",
+    "advise",
+    "train",
+    "evaluate",
+    "report",
+    "sample",
+    "judge",
+    "chat",
+    "export",
+    "doctor",
+)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +97,8 @@ def test_evaluate_says_where_the_report_is(place: Path) -> None:
 def test_evaluate_and_report_of_a_finished_run(place: Path) -> None:
     found = druthers("evaluate", place / "run", "--json").json
     assert {"verdict", "win_rate", "heldout", "seconds", "run"} <= found.keys()
-    assert druthers("report", place / "run", "--json").json == {"report": str(place / "run" / "report.html")}
+    pages = {"report": str(place / "run" / "report.html"), "data": str(place / "run" / "data.html")}
+    assert druthers("report", place / "run", "--json").json == pages
     assert "win rate" in druthers("evaluate", place / "run").out
     assert "report.html" in druthers("report", place / "run").out
 
@@ -100,6 +114,11 @@ def test_the_stages_one_by_one(place: Path, aligned: Called) -> None:
     )
     curated = druthers("curate", "--data", place / "pairs.jsonl", *named, "--json").json
     assert {"run", "rows", "kept", "train", "heldout", "rejected", "tokens", "cut", "format"} <= curated.keys()
+    assert (place / "steps" / "data.html").is_file()
+    screen = druthers("curate", "--data", place / "pairs.jsonl", *named).out
+    assert len(screen.splitlines()) <= 24
+    assert "pairs to train on" in screen
+    assert "data.html" in "".join(screen.split())
     assert calls.files(place / "steps" / "checkpoints") == []
     trained = druthers("train", "--data", place / "pairs.jsonl", *named, "--json").json
     assert {"run", "pairs", "train", "seconds"} == trained.keys()
@@ -229,6 +248,33 @@ def test_a_run_that_was_only_curated_cannot_be_used_yet(place: Path) -> None:
 def test_a_setting_that_is_wrong_is_explained(place: Path, override: str, offer: str) -> None:
     assert offer in druthers("align", *job(place, "wrong", override)).fault
     assert not (place / "wrong").exists()
+
+
+@pytest.mark.parametrize("number", ["inf", "nan"])
+@pytest.mark.parametrize(
+    ("verb", "option"),
+    [
+        ("sample", "--temperature"),
+        ("sample", "--top-p"),
+        ("judge", "--margin-scale"),
+        ("judge", "--length-cost"),
+        ("plan", "--price-per-hour"),
+    ],
+)
+def test_a_number_that_is_none_is_refused(tmp_path: Path, verb: str, option: str, number: str) -> None:
+    more = () if verb == "plan" else (tmp_path / "in.jsonl", "--out", tmp_path / "out.jsonl")
+    found = druthers(verb, *more, option, number)
+    if number == "nan" or option == "--top-p":  # outside its limits, as the command line sees it
+        assert (found.code, found.out, "Traceback" in found.err) == (2, "", False)
+        assert option in found.err
+    else:
+        assert found.fault.startswith(f"{option} = {number}: is no finite number; give one such as ")
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "report", "chat", "export"])
+def test_a_name_that_is_too_long_is_said(tmp_path: Path, verb: str) -> None:
+    more = {"chat": ("--prompt", "hi"), "export": (tmp_path / "out",)}.get(verb, ())
+    assert "run directory" in druthers(verb, tmp_path / ("n" * 300), *more).fault
 
 
 def test_wrong_usage_exits_with_two() -> None:

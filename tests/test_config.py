@@ -63,6 +63,12 @@ def test_the_loss_owns_its_knobs_and_sigmoid_is_meant_when_none_is_named() -> No
         ("data.bad_rows=skip", "data.bad_rows = 'skip': input should be 'stop' or 'drop'"),
         ("loss.name=dpo", "loss.name: 'dpo' is not a loss; use 'sigmoid' or 'ipo'"),
         ("loss=ipo", "loss = 'ipo': input should be a valid dictionary"),
+        ("seed=99999999999999999999", "seed = 99999999999999999999: input should be less than or equal to 92233720368"),
+        ("threads=1025", "threads = 1025: input should be less than or equal to 1024"),
+        (
+            "threads=100000000000000000000",
+            "threads = 100000000000000000000: input should be less than or equal to 1024",
+        ),
         ("seed=-1", "seed = -1: input should be greater than or equal to 0"),
     ],
 )
@@ -72,6 +78,16 @@ def test_a_wrong_setting_is_said_with_the_remedy(override: str, sentence: str) -
 
 def test_a_group_and_a_value_under_one_name_are_refused() -> None:
     assert refused("train=5", "train.epochs=2") == "'train.epochs': 'train' is a value, not a group of settings"
+
+
+def test_a_rule_of_ours_is_said_in_its_own_words() -> None:
+    said = refused("train.compile=layers", "train.recompute=selective")
+    assert said.startswith("train.compile = 'layers': train.recompute = 'selective' keeps matrix products")
+
+
+def test_a_recipe_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    (tmp_path / "bom.toml").write_bytes(b"\xef\xbb\xbfseed = 7\n")
+    assert config.load(tmp_path / "bom.toml").seed == 7
 
 
 def test_unreadable_recipes_are_named(tmp_path: Path) -> None:

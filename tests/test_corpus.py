@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 from druthers import corpus, storage
 from druthers.records import InputError, Pair, assistant, user
@@ -104,6 +105,85 @@ def test_a_template_that_writes_the_date_is_tokenized_anew_another_day(
         assert corpus.fingerprint(tokenizer) == corpus.fingerprint(tokenizer)
         assert list(corpus.tokenized(path, tokenizer, **LIMITS)) == serial(path, tokenizer)
     assert len(list(folder.iterdir())) == 2
+
+
+def test_a_fingerprint_needs_no_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.TemporaryDirectory", None)
+    assert len(corpus.fingerprint(tiny.tokenizer())) == 64
+
+
+@pytest.mark.parametrize(
+    ("change", "matters"),
+    [
+        ({}, False),
+        ({"eos_token": "<|endoftext|>"}, True),
+        ({"split_special_tokens": True}, True),
+        ({"tokenizer_file": "elsewhere"}, False),
+        ({"name_or_path": "elsewhere"}, False),
+    ],
+)
+def test_a_fingerprint_is_of_what_ids_depend_on(change: dict[str, Any], *, matters: bool) -> None:
+    one, other = tiny.tokenizer(), tiny.tokenizer()
+    other.init_kwargs |= change
+    if "eos_token" in change:
+        other.eos_token = change["eos_token"]
+    assert (corpus.fingerprint(one) != corpus.fingerprint(other)) == matters
+
+
+def test_a_fingerprint_is_the_same_wherever_the_tokenizer_lies(tmp_path: Path) -> None:
+    prints = []
+    for name in ("a", "b"):
+        tiny.tokenizer().save_pretrained(tmp_path / name)
+        prints.append(corpus.fingerprint(AutoTokenizer.from_pretrained(tmp_path / name)))
+    assert prints[0] == prints[1]
+
+
+class Slow:
+    """A tokenizer without a core, on a disk that may be full."""
+
+    def __init__(self, fault: OSError | None = None) -> None:
+        self.fault, self.is_fast = fault, False
+        self.inner = tiny.tokenizer()
+        self.chat_template, self.apply_chat_template = self.inner.chat_template, self.inner.apply_chat_template
+
+    def save_pretrained(self, folder: str) -> None:
+        if self.fault:
+            raise self.fault
+        (Path(folder) / "vocab.txt").write_text("a b")
+
+
+def test_a_tokenizer_without_a_core_is_known_by_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert corpus.fingerprint(Slow()) == corpus.fingerprint(Slow())
+    with pytest.raises(InputError, match="cannot be written: No space left on device; free some space, or set TMPDIR"):
+        corpus.fingerprint(Slow(OSError(errno.ENOSPC, "No space left on device")))
+
+
+@pytest.mark.parametrize("kind", ["folder", "unreadable"])
+def test_a_file_of_the_cache_that_cannot_be_read_is_said(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    path, tokenizer = written(tmp_path / "a.jsonl", tiny.pairs(4)), tiny.tokenizer()
+    corpus.tokenized(path, tokenizer, **LIMITS)
+    (file,) = folder.iterdir()
+    if kind == "folder":
+        file.unlink()
+        file.mkdir()
+    else:
+        plain = Path.open
+
+        def opened(self: Path, *given: Any, **named: Any) -> Any:
+            if self == file:
+                raise PermissionError(errno.EACCES, "Permission denied")
+            return plain(self, *given, **named)
+
+        monkeypatch.setattr(Path, "open", opened)
+    with pytest.raises(InputError) as caught:
+        corpus.tokenized(path, tokenizer, **LIMITS)
+    why = "Is a directory" if kind == "folder" else "Permission denied"
+    assert str(caught.value) == (
+        f"cache file {file} cannot be read: {why}; delete it, or set DRUTHERS_CACHE to another folder"
+    )
 
 
 TOOL_DAYS = {

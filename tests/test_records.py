@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from druthers.records import (
+    DEEPEST,
     Candidate,
     Candidates,
     Exchange,
@@ -55,8 +56,8 @@ def pairs(draw: st.DrawFn, *, margins: bool = True) -> Pair:
         chosen=assistant(chosen),
         rejected=assistant(rejected),
         p=draw(st.floats(0, 1)),
-        margin=draw(st.floats(0, 1e9)) if margins else 0.0,
-        weight=draw(st.floats(0, 1e9)),
+        margin=draw(st.floats(0, 1e6)) if margins else 0.0,
+        weight=draw(st.floats(0, 1e6)),
         group=draw(texts),
         source=draw(texts),
         tools=draw(st.none() | st.lists(st.dictionaries(texts, values, max_size=2), max_size=2)),
@@ -109,6 +110,35 @@ def test_swapping_twice_changes_nothing(pair: Pair) -> None:
     assert swapped.id != pair.id
     assert swapped.swap().id == pair.id
     assert swapped.swap().p == pytest.approx(pair.p)
+
+
+@pytest.mark.parametrize("field", ["margin", "weight"])
+@pytest.mark.parametrize("value", [1e6 * (1 + 1e-9), 1.5e308, 10**400])
+def test_grades_that_would_overflow_are_refused(field: str, value: float) -> None:
+    with pytest.raises(ValidationError):
+        Pair(prompt=user("Q"), chosen=assistant("a"), rejected=assistant("b"), **{field: value})
+
+
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for level in range(levels):
+        value = [value] if level % 2 else {"a": value}
+    return value
+
+
+@pytest.mark.parametrize("levels", [DEEPEST - 2, DEEPEST - 1, 300, 900])
+def test_tools_and_calls_are_so_deep_and_no_deeper(levels: int) -> None:
+    """Two levels are the list and its object."""
+    tools = [{"a": nested(levels)}]
+    turn = {"role": "assistant", "content": "x"}
+    row = {"prompt": [{"role": "user", "content": "Q"}], "chosen": [turn], "rejected": [{**turn, "content": "y"}]}
+    for made in (row | {"tools": tools}, row | {"chosen": [turn | {"tool_calls": tools}]}):
+        if levels <= DEEPEST - 2:
+            pair = Pair.model_validate(made)
+            assert Pair.model_validate_json(json.dumps(pair.line())) == pair
+        else:
+            with pytest.raises(ValidationError, match=f"nested more than {DEEPEST} levels deep; write it flatter"):
+                Pair.model_validate(made)
 
 
 def test_a_pair_with_a_margin_cannot_be_swapped() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,7 +18,10 @@ from hypothesis import strategies as st
 
 from druthers.config import Settings, load, to_json
 from druthers.records import InputError
-from druthers.run import Run, environment, flat, input_note, merge, note_code, open_run
+from druthers.run import Run, environment, flat, locked, merge, note_code, open_run
+from tests.calls import in_child
+
+ROW = {"step": 0, "split": "train", "loss": 0.5, "pairs": 4, "tokens": 60}
 
 HOLD = """
 import sys
@@ -126,6 +131,15 @@ def test_the_first_step_fixes_the_settings_of_training(tmp_path: Path, change: s
     assert f"{change.partition('=')[0]} was" in refusal(tmp_path / "run", change)
 
 
+@pytest.mark.parametrize("left", ["metrics.jsonl", "checkpoints/step-000001/position.json"])
+def test_the_settings_of_training_stay_fixed_when_the_data_folder_is_gone(tmp_path: Path, left: str) -> None:
+    run = curated(tmp_path / "run")
+    run.path(left).write_text("")
+    (tmp_path / "run" / "data" / "summary.json").unlink()
+    for change in ("seed=1", "data.limit=3", "train.learning_rate=1e-3"):
+        assert f"{change.partition('=')[0]} was" in refusal(tmp_path / "run", change)
+
+
 def test_a_trained_run_may_be_evaluated_in_another_way(tmp_path: Path) -> None:
     begin(tmp_path / "run")
     with open_run(settings(tmp_path / "run", "evaluate.batch_size=8")) as run:
@@ -156,6 +170,45 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+FOREIGN = {
+    "model": '{"model_type": "llama", "vocab_size": 3}',
+    "empty": "{}",
+    "list": "[]",
+    "damaged": "{",
+    "other": '{"run": "x", "data": {}, "train": {"epochz": 1}}',
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_foreign_folder_with_a_config_is_left_alone(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "deep").mkdir()
+    theirs = {"config.json": FOREIGN[kind], "deep/.draft.tmp": "x", ".weights.1-2.tmp": "y"}
+    for name, text in theirs.items():
+        (tmp_path / name).write_text(text)
+    said = refusal(tmp_path)
+    assert said.startswith(f"{tmp_path / 'config.json'}")
+    assert said.endswith("name another folder with run=FOLDER")
+    assert "delete" not in said
+    found = {file.relative_to(tmp_path).as_posix(): file for file in tmp_path.rglob("*") if file.is_file()}
+    assert {name: file.read_text() for name, file in found.items()} == theirs
+
+
+def test_only_what_a_killed_process_of_ours_left_is_swept(tmp_path: Path) -> None:
+    begin(tmp_path)
+    (tmp_path / "data" / ".train.jsonl.12-34.tmp").write_text("half")
+    (tmp_path / ".mine.tmp").write_text("kept")
+    (tmp_path / ".folder.1-2.tmp").mkdir()
+    with open_run(settings(tmp_path)):
+        pass
+    assert {path.name for path in tmp_path.rglob(".*.tmp")} == {".mine.tmp", ".folder.1-2.tmp"}
+
+
+def test_a_run_killed_before_its_first_file_was_whole_is_begun_anew(tmp_path: Path) -> None:
+    (tmp_path / ".config.json.12-34.tmp").write_text("{")
+    with open_run(settings(tmp_path)) as run:
+        assert run.has("config.json")
+
+
 def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
     with open_run(settings(tmp_path)) as run:
         assert run.has("config.json")
@@ -168,6 +221,42 @@ def test_a_file_in_the_way_is_said(tmp_path: Path, name: str) -> None:
     assert (tmp_path / "file").read_text() == "x"
 
 
+@pytest.mark.parametrize("name", ["n" * 300, f"{'n' * 300}/below"])
+def test_a_name_that_is_too_long_is_said(tmp_path: Path, name: str) -> None:
+    assert "File name too long; name another with run=FOLDER" in refusal(tmp_path / name)
+
+
+def test_a_lock_needs_no_room_on_the_disk(tmp_path: Path) -> None:
+    """A file that may not grow stands for a full disk."""
+
+    def act() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        with locked(tmp_path):
+            pass
+
+    assert in_child(act) == 0
+    assert (tmp_path / ".lock").read_text() == ""
+
+
+def test_a_full_disk_is_said_before_anything_is_read(tmp_path: Path) -> None:
+    def act() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        assert "free some space" in refusal(tmp_path)
+
+    assert in_child(act) == 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
+def test_a_folder_without_locks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def flock(*given: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    assert f"cannot be locked: {os.strerror(number)}; name another" in refusal(tmp_path)
+
+
 def test_a_folder_that_cannot_be_locked_is_said(tmp_path: Path) -> None:
     (tmp_path / ".lock").mkdir()
     assert "cannot be written" in refusal(tmp_path)
@@ -176,7 +265,9 @@ def test_a_folder_that_cannot_be_locked_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["{", "[]", '{"train": {"epochz": 1}}', '{"train": {"epochs": "many"}}'])
 def test_broken_settings_are_one_sentence(tmp_path: Path, text: str) -> None:
     begin(tmp_path / "run").path("config.json").write_text(text)
-    assert "\n" not in refusal(tmp_path / "run")
+    said = refusal(tmp_path / "run")
+    assert "\n" not in said
+    assert "delete" not in said
 
 
 # ---------------------------------------------------------------- the lock
@@ -244,8 +335,20 @@ def test_the_summary_grows_by_sections(tmp_path: Path) -> None:
 def test_metrics_are_the_lines_of_their_file(tmp_path: Path) -> None:
     run = Run(tmp_path)
     assert run.metrics() == []
-    run.path("metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
+    lines = [json.dumps(ROW | {"step": step}) for step in (1, 2)]
+    run.path("metrics.jsonl").write_text("\n".join(lines))
     assert [row["step"] for row in run.metrics()] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[]", "{}", "null", "\xff", "[" * 5000, json.dumps(ROW).replace("split", "splkt")]
+)
+def test_a_damaged_line_of_metrics_is_named(tmp_path: Path, line: str) -> None:
+    run = Run(tmp_path)
+    run.path("metrics.jsonl").write_text(f"{json.dumps(ROW)}\n{line}\n", encoding="latin-1")
+    with pytest.raises(InputError, match=r"metrics\.jsonl:2: is damaged") as caught:
+        run.metrics()
+    assert "\n" not in str(caught.value)
 
 
 TREES: st.SearchStrategy[dict[str, Any]] = st.dictionaries(
@@ -276,4 +379,3 @@ def test_the_run_notes_where_it_ran(tmp_path: Path) -> None:
     assert note.keys() == expected | {"attention", "layout", "ranks", "commit"}
     note_code(Run(tmp_path))
     assert (tmp_path / "code.diff").is_file()
-    assert input_note("x", tmp_path / "code.diff")["path"] == "x"

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -23,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from druthers import storage
-from druthers.records import Candidate, Candidates, InputError, Outcome, Pair, assistant, user
+from druthers.records import DEEPEST, Candidate, Candidates, InputError, Outcome, Pair, assistant, user
 
 ROWS = [{"a": 1, "text": "é\u2028x"}, {"a": 2, "text": "zwei"}]
 JSONL = b"".join(storage.encode(row) for row in ROWS)
@@ -181,7 +182,7 @@ def test_http_addresses_are_read_and_their_secrets_not_shown(tmp_path: Path, ser
         ("a.jsonl", b'{"a": "\\uD83D"}', ":1: is not JSON: it holds half of a surrogate pair"),
         ("a.json", b'[{"a": "\\ud83d"}]', ":1: is not JSON: it holds half of a surrogate pair"),
         ("a.jsonl", b'{"a":' + b"[" * 100_000, ":1: is not JSON: it is nested too deeply"),
-        ("a.jsonl", b'{"a": ' + b"9" * 5000 + b"}", ":1: is not JSON: Exceeds the limit"),
+        ("a.jsonl", b'{"a": ' + b"9" * 5000 + b"}", ":1: is not JSON: it holds a number of more than 4,300 digits"),
         ("a.json", b'[{"a": 1},\n {"a": }]', ":2: is not JSON: expecting value"),
         ("a.json", b'[{"a": 1},\n {"a": 2}', ":2: the array does not go on with ',' or ']'"),
         ("a.json", b'[{"a": 1}, 7]', ":1: is not a JSON object"),
@@ -227,6 +228,81 @@ def test_missing_files_folders_without_rows_and_unknown_addresses(tmp_path: Path
     assert "no such file; give an existing file, folder or URL" in fault("none-such-set")
     assert "holds no .jsonl" in fault(tmp_path)
     assert "nowhere://a.jsonl: cannot be read: Protocol not known" in fault("nowhere://a.jsonl")
+
+
+@pytest.mark.parametrize("behind", [b"[]", b"x", b"\n\n ]", b',{"a": 3}', b"\xc2\xa0"])
+def test_what_stands_behind_an_array_is_not_lost(tmp_path: Path, behind: bytes) -> None:
+    path = put(tmp_path / "a.json", b'[{"a": 1},\n{"a": 2}]\n' + behind)
+    said = fault(path)
+    assert said.startswith(f"{path}:{5 if behind[:1].isspace() else 3}: ")
+    assert "stands behind the end of the array; keep one array" in said
+    assert found(put(tmp_path / "b.json", b'[{"a": 1}] \r\n\t')) == [{"a": 1}]
+
+
+def nested(levels: int) -> str:
+    """A row so many levels deep."""
+    return '{"a": ' * levels + "1" + "}" * levels
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_a_row_may_be_so_deep_and_no_deeper(tmp_path: Path, suffix: str) -> None:
+    least = 2 * DEEPEST
+    for levels in (1, least):
+        text = nested(levels) if suffix == ".jsonl" else f"[{nested(levels)}]"
+        assert len(found(put(tmp_path / f"{levels}{suffix}", text.encode()))) == 1
+    for levels in (least + 1, 300, 900, 100_000):
+        text = nested(levels) if suffix == ".jsonl" else f"[{nested(levels)}]"
+        said = fault(put(tmp_path / f"{levels}{suffix}", text.encode()))
+        assert ":1: is not JSON: it is nested" in said
+        assert said.endswith("write it flatter")
+
+
+def test_parquet_with_text_that_is_not_utf8_has_one_bad_row(tmp_path: Path) -> None:
+    texts = pa.array([b"one", b"caf\xe9", b"three"]).view(pa.string())
+    pq.write_table(pa.table({"text": texts, "n": [1, 2, 3]}), tmp_path / "a.parquet")
+    rows = list(storage.lines(str(tmp_path / "a.parquet")))
+    assert [line.row for line in rows] == [{"text": "one", "n": 1}, {"n": 2}, {"text": "three", "n": 3}]
+    assert [line.where.rpartition(":")[2] for line in rows] == ["1", "2", "3"]
+    assert [line.fault for line in rows] == [
+        "",
+        "text: is not UTF-8 (byte 4 of the text); write the column as UTF-8",
+        "",
+    ]
+    assert fault(tmp_path / "a.parquet").startswith(f"{tmp_path / 'a.parquet'}:2: text: is not UTF-8")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz"])
+def test_parquet_under_another_name_is_said(tmp_path: Path, name: str) -> None:
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "a.parquet")
+    data = (tmp_path / "a.parquet").read_bytes()
+    path = put(tmp_path / name, gzip.compress(data) if name.endswith(".gz") else data)
+    assert fault(path) == f"{path}: is a Parquet file under another name; name it .parquet"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('{"a": ' + "7" * 5000 + "}", "it holds a number of more than 4,300 digits; write a shorter one"),
+        ('{"a": "\x01"}', "invalid control character at column 8"),
+    ],
+)
+def test_what_is_not_json_is_said_in_our_words(tmp_path: Path, text: str, why: str) -> None:
+    path = put(tmp_path / "a.jsonl", text.encode())
+    assert fault(path) == f"{path}:1: is not JSON: {why}"
+
+
+def test_what_a_killed_process_left_is_swept_files_and_folders(tmp_path: Path) -> None:
+    now = time.time()
+    for name, age in (("old", 2e5), ("young", 5.0)):
+        folder = tmp_path / f".{name}.1-2.tmp"
+        folder.mkdir()
+        put(folder / "weights", b"x")
+        put(tmp_path / f".{name}.txt.1-2.tmp", b"x")
+        for path in (folder / "weights", folder, tmp_path / f".{name}.txt.1-2.tmp"):
+            os.utime(path, (now - age, now - age))
+    (tmp_path / ".theirs.tmp").mkdir()
+    storage.sweep(tmp_path, now=now)
+    assert {path.name for path in tmp_path.iterdir()} == {".young.1-2.tmp", ".young.txt.1-2.tmp", ".theirs.tmp"}
 
 
 def test_lines_go_on_behind_a_bad_line(tmp_path: Path) -> None:

@@ -588,6 +588,73 @@ def test_a_damaged_checkpoint_is_one_sentence(stopped: Path, file: str, damage: 
     assert f"checkpoint {place.parent} is damaged" in refusal(stopped)
 
 
+def flip(place: Path) -> None:
+    """One bit in the middle of a file."""
+    data = bytearray(place.read_bytes())
+    data[len(data) // 2] ^= 1
+    place.write_bytes(data)
+
+
+@pytest.mark.parametrize("file", ["optimizer.pt", "weights.safetensors"])
+def test_a_bit_that_flipped_is_noticed(stopped: Path, file: str) -> None:
+    place = stopped / "checkpoints" / "step-000004"
+    flip(place / file)
+    said = refusal(stopped)
+    assert said.startswith(f"checkpoint {place} is damaged: {file} is not what was written; delete that folder")
+
+
+def test_best_weights_that_are_not_what_was_written_are_refused(tmp_path: Path) -> None:
+    run_to_end(tmp_path)
+    place = checkpoint.best_weights(tmp_path)
+    assert place == checkpoint.best(tmp_path) / "weights.safetensors"
+    flip(place)
+    with pytest.raises(InputError, match=r"weights\.safetensors is not what was written; restore it from a copy"):
+        checkpoint.best_weights(tmp_path)
+
+
+def test_a_checkpoint_of_a_version_without_sums_is_read(tmp_path: Path, stopped: Path) -> None:
+    place = stopped / "checkpoints" / "step-000004" / "position.json"
+    note = json.loads(place.read_text())
+    assert note.pop("crc32").keys() == {"optimizer.pt", "weights.safetensors"}
+    place.write_text(json.dumps(note))
+    checkpoint.best_weights(stopped)
+    run_to_end(stopped)
+    run_to_end(tmp_path / "whole")
+    assert (stopped / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", "null", "{", '{"step": 4, "folder": "../.."}', '{"folder": "step-000004"}']
+)
+def test_a_damaged_note_of_the_best_is_written_again(tmp_path: Path, text: str) -> None:
+    run_to_end(tmp_path)
+    note = tmp_path / "checkpoints" / "best.json"
+    kept = note.read_bytes()
+    note.write_text(text)
+    with pytest.raises(InputError, match=r"best\.json: .*; delete .*summary\.json and run `druthers train`"):
+        checkpoint.best(tmp_path)
+    run_to_end(tmp_path)
+    assert note.read_bytes() == kept
+
+
+@pytest.mark.parametrize("line", [b"{", b"{}", b"[]", b"null", b'{"pair_id": 3}', b"\xff"])
+def test_a_damaged_line_of_outcomes_is_named(stopped: Path, line: bytes) -> None:
+    log = stopped / loop.OUTCOME_LOG
+    first, *rest = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(line.ljust(len(first) - 1) + b"\n" + b"".join(rest))
+    said = refusal(stopped)
+    assert said.startswith(f"{log}:1: ")
+    assert f"delete {stopped / 'checkpoints'} and run the same command again" in said
+    remove_tree(stopped / "checkpoints")
+    run_to_end(stopped)
+
+
+def test_a_mean_that_overflows_is_said(tmp_path: Path) -> None:
+    said = refusal(tmp_path, pairs=[replace(pair, weight=1.5e308) for pair in PAIRS])
+    assert "not finite" in said
+    assert b"NaN" not in (tmp_path / "metrics.jsonl").read_bytes()
+
+
 def test_a_checkpoint_with_fields_of_another_version_is_one_sentence(stopped: Path) -> None:
     (stopped / "checkpoints" / "step-000004" / "position.json").write_text('{"steps": 4}')
     assert "is damaged" in refusal(stopped)

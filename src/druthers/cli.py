@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -30,6 +31,14 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 screen_console = Console(stderr=True, highlight=False)
+
+
+def finite(option: typer.CallbackParam, value: float | None) -> float | None:
+    """A number that is one: `inf` and `nan` pass for numbers, also between limits."""
+    if value is not None and not math.isfinite(value):
+        raise InputError(f"{option.opts[0]} = {value}: is no finite number; give one such as {option.default or 1.0}")
+    return value
+
 
 Json = Annotated[bool, typer.Option("--json", help="Write the result as JSON to standard output.")]
 Recipe = Annotated[
@@ -227,7 +236,7 @@ def plan(
     data: Data = None,
     run: RunDir = None,
     price_per_hour: Annotated[
-        float | None, typer.Option(min=0, help="What an hour of this machine costs, in any currency.")
+        float | None, typer.Option(min=0, callback=finite, help="What an hour of this machine costs, in any currency.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -252,11 +261,57 @@ def curate(
     """Read pairs, check every row, split; writes data/ of a run directory."""
     settings = settings_from(recipe, model, data, run, overrides)
     from druthers import pipeline
+    from druthers.report import write_data_page
     from druthers.run import open_run
 
     with open_run(settings) as opened:
         found = pipeline.curate_stage(opened, settings, screen=bars)
-    show({"run": settings.run, **found}, as_json=as_json, table=facts)
+        write_data_page(opened.folder)
+    show({"run": settings.run, **found}, as_json=as_json, table=data_screen)
+
+
+def data_screen(result: dict[str, Any]) -> Table:
+    """One screen about curated data, in the words of the report."""
+    from druthers.report import data_lines
+
+    table = Table(Column(no_wrap=True), Column(overflow="fold"), show_header=False, box=None, pad_edge=False)
+    for line in data_lines(Path(result["run"]), page=Path(result["run"]) / "data.html"):
+        table.add_row(f"[dim]{line.name}[/]", escape(line.text), style=line.style or None)
+    return table
+
+
+@app.command()
+def advise(
+    *,
+    run: RunArgument,
+    improvement: Annotated[
+        float, typer.Option(min=0.1, max=50, metavar="POINTS", help="The improvement that should be seen, in points.")
+    ] = 5.0,
+    runs: Annotated[
+        list[Path] | None, typer.Option("--runs", help="A run of another size, for a learning curve; again for more.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often data will be collected and a model trained.")] = 1,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", help="Write the prompts to collect next there (.jsonl).")
+    ] = None,
+    most: Annotated[int, typer.Option(min=1, help="At most so many prompts.")] = 1000,
+    as_json: Json = False,
+) -> None:
+    """Say what the data can teach: method, quantity, what to collect next; each answer with evidence and rule."""
+    from druthers.counsel import counsel, table_of
+    from druthers.run import Run
+
+    found = counsel(
+        Run(run),
+        improvement=improvement / 100,
+        rounds=rounds,
+        others=[Run(other) for other in runs or ()],
+        prompts=prompts,
+        most=most,
+        bars=bars.bar,
+    )
+    bars.clear()
+    show(found, as_json=as_json, table=table_of)
 
 
 @app.command()
@@ -296,10 +351,13 @@ def evaluate(*, run: RunArgument, as_json: Json = False) -> None:
 
 @app.command()
 def report(*, run: RunArgument, as_json: Json = False) -> None:
-    """Write report.html from the files of a run directory."""
-    from druthers.report import write_report
+    """Write report.html from the files of a run directory, and data.html where it holds curated pairs."""
+    from druthers.report import write_data_page, write_report
 
-    show({"report": str(write_report(run))}, as_json=as_json, table=facts)
+    pages = {"report": str(write_report(run))}
+    if (run / "data" / "summary.json").is_file():
+        pages["data"] = str(write_data_page(run))
+    show(pages, as_json=as_json, table=facts)
 
 
 @app.command()
@@ -311,11 +369,11 @@ def sample(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the candidates go (.jsonl, .jsonl.gz).")],
     model: Annotated[str, typer.Option("--model", "-m", help="A model folder or hub id.")] = "default",
     samples: Annotated[int, typer.Option("--samples", "-n", min=1, help="Responses to each prompt.")] = 4,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 1.0,
-    top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Nucleus.")] = 1.0,
+    temperature: Annotated[float, typer.Option(min=0, callback=finite, help="0 is greedy.")] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1, callback=finite, help="Nucleus.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response in tokens.")] = 128,
     batch_size: Annotated[int, typer.Option(min=1, help="Responses generated at once.")] = 32,
-    seed: Annotated[int, typer.Option(min=0, help="Root of every random draw.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Root of every random draw.")] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N prompts.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -348,13 +406,14 @@ def judge(
         str, typer.Option("--rubric", help="A rule rubric in TOML, or the packaged one.")
     ] = "brand-voice",
     margin_scale: Annotated[
-        float, typer.Option(min=0, help="Margin, in units of reward, of one point of score.")
+        float, typer.Option(min=0, callback=finite, help="Margin, in units of reward, of one point of score.")
     ] = 1.0,
     most: Annotated[
         int | None, typer.Option(min=1, help="At most N pairs of a prompt, the clearest; 1 is best against worst.")
     ] = None,
     length_cost: Annotated[
-        float, typer.Option(min=0, help="Score that a word costs by which the chosen response is shorter.")
+        float,
+        typer.Option(min=0, callback=finite, help="Score that a word costs by which the chosen response is shorter."),
     ] = 0.0,
     as_json: Json = False,
 ) -> None:
@@ -378,7 +437,7 @@ def chat(
     *,
     run: RunArgument,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Ask once and leave.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Root of the random draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Root of the random draws.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Talk to the aligned model and the base side by side."""

@@ -167,6 +167,70 @@ class TrainSettings(Section):
         return value
 
 
+class GradeSettings(Section):
+    """From what annotators said to graded pairs."""
+
+    labels: Literal["auto", "majority", "dawid-skene", "bradley-terry"] = Field(
+        "auto",
+        description="how opinions become the probability that a response is better; 'auto': one opinion by its "
+        "strength, several on two responses by Dawid-Skene, several on three and more by Bradley-Terry",
+    )
+    ties: Literal["drop", "soft"] = Field(
+        "drop", description="a tie gives no pair, or one with p = 0.5; what is bad on both sides never gives one"
+    )
+    strength: Literal["auto", "p", "margin", "none"] = Field(
+        "auto",
+        description="what the strength of an answer becomes; 'auto': the margin of a single rating, otherwise p",
+    )
+    least_gap: float = Field(0.0, ge=0, description="ratings that lie closer than this are ties, in points")
+    margin_scale: float | None = Field(
+        None, ge=0, description="margin of one point, in units of the reward; unset: the median gap has a margin of 1"
+    )
+    pairs: Literal["all", "best-worst", "adjacent"] = Field(
+        "all", description="which pairs of a prompt with several responses; 'adjacent': neighbours in their order"
+    )
+    most: int | None = Field(None, ge=1, description="most pairs of a prompt, the clearest kept")
+    combine: Literal["sum", "apart"] = Field(
+        "sum", description="criteria summed into one preference by their weights, or pairs of each criterion"
+    )
+    criteria: dict[str, float] = Field(
+        {},
+        description="weights of the criteria by name ('overall' for what was said without one); empty: overall where "
+        "it was said, otherwise all alike",
+    )
+    gates: dict[str, float] = Field(
+        {}, description="criteria by name with the least rating a chosen response must have, before all else"
+    )
+    weight: Literal["prompt", "competence"] = Field(
+        "prompt", description="the pairs of a prompt weigh 1 together, or the competence of those who judged it"
+    )
+
+    @field_validator("strength", mode="before")
+    @classmethod
+    def _none_is_a_name_here(cls, value: object) -> object:
+        """On the command line `none` unsets a setting; here it is one of the names."""
+        return "none" if value is None else value
+
+    @field_validator("criteria", "gates", mode="before")
+    @classmethod
+    def _numbers_not_switches(cls, value: object) -> object:
+        """`true` must not pass for 1."""
+        if isinstance(value, Mapping):
+            for name, number in value.items():
+                if isinstance(number, bool):
+                    raise ValueError(f"{name} = {str(number).lower()} is not a number; give one")
+        return value
+
+    @field_validator("criteria")
+    @classmethod
+    def _weights_weigh(cls, value: dict[str, float]) -> dict[str, float]:
+        """A criterion that does not count is left out, and none counts against itself."""
+        for name, weight in value.items():
+            if weight <= 0:
+                raise ValueError(f"the weight {weight:g} of {name!r} is not above 0; leave the criterion out")
+        return value
+
+
 class EvaluateSettings(Section):
     """Answers of base and aligned model to held-out prompts, and their judge."""
 
@@ -188,12 +252,13 @@ class Settings(Section):
     """Everything a run depends on."""
 
     run: str = Field("runs/align", description="the run directory")
-    seed: int = Field(0, ge=0, description="root of every random draw")
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="root of every random draw")
     threads: int | None = Field(
-        None, ge=1, description="CPU threads; unset: all physical cores, or as many as torchrun gives"
+        None, ge=1, le=1024, description="CPU threads; unset: all physical cores, or as many as torchrun gives"
     )
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
+    grade: GradeSettings = GradeSettings()
     loss: LossSettings = SigmoidSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
@@ -296,7 +361,8 @@ def explain(error: ValidationError) -> str:
         )
     if fault["type"].startswith("union_tag"):
         return f"loss.name: {fault.get('ctx', {}).get('tag', 'nothing')!r} is not a loss; use 'sigmoid' or 'ipo'"
-    return f"{key} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+    why = fault["msg"].removeprefix("Value error, ")
+    return f"{key} = {fault['input']!r}: {why[0].lower()}{why[1:]}"
 
 
 def nearest(key: str) -> str | None:
@@ -346,7 +412,7 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
     if str(recipe) in recipe_names():
         path = Path(str(resources.files("druthers") / "recipes" / f"{recipe}.toml"))
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"recipe {str(recipe)!r} is neither a file nor one of {', '.join(recipe_names())}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

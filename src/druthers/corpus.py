@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import AddedToken
 
 from druthers import processes, storage
 from druthers.blocks import Block, BlockTokenizer, TokenizedPairs
@@ -34,6 +35,8 @@ from druthers.tokens import Tokenizer, render
 
 FORM = "1"
 """Version of everything between text and ids, and of the file; raise it where either changes."""
+PLACES, OBJECTS = ("_file", "_path"), ("tokenizer_object", "device_map")
+"""Ends of the names of settings that say where a tokenizer lies, and settings that say nothing more of it."""
 LIBRARIES = ("transformers", "tokenizers", "jinja2")
 RUN = 4 << 20
 """Bytes of text that are tokenized at once."""
@@ -100,19 +103,48 @@ def tokenized(
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """SHA-256 of a tokenizer's files and of what its chat template writes today (some write the date)."""
+    """SHA-256 of everything of a tokenizer that ids depend on, and of what its chat template writes today.
+
+    (Some write the date.) Of a tokenizer with a core of its library that is what the core writes of itself and the
+    settings around it; another one is saved to temporary files, and InputError says where that cannot be done.
+    """
     digest = hashlib.sha256(type(tokenizer).__name__.encode())
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        for file in sorted(Path(folder).rglob("*")):
-            if file.is_file():
-                digest.update(f"{file.name} {storage.sha256(file)}\n".encode())
+    if tokenizer.is_fast:
+        digest.update(tokenizer.backend_tokenizer.to_str().encode())
+        around = (settings_of(tokenizer), tokenizer.chat_template, tokenizer.special_tokens_map)
+        digest.update(json.dumps(around, sort_keys=True, default=plain).encode())
+    else:
+        digest.update(saved(tokenizer))
     for messages, tools in PROBES:
         try:
             digest.update(render(messages, tokenizer, tools=tools, ask=True).encode())
         except InputError as error:  # such a template knows no system turn, or no tools
             digest.update(str(error).encode())
     return digest.hexdigest()
+
+
+def settings_of(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a tokenizer was made with, but for where it was read from."""
+    return {k: v for k, v in tokenizer.init_kwargs.items() if not k.endswith(PLACES) and k not in OBJECTS}
+
+
+def plain(value: object) -> str:
+    """Something beside JSON among a tokenizer's settings, by what it says of itself, not where it lies in memory."""
+    return repr(value) if isinstance(value, AddedToken) else type(value).__name__
+
+
+def saved(tokenizer: Tokenizer) -> bytes:
+    """Names and hashes of the files of a tokenizer; InputError where the temporary folder does not take them."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer.save_pretrained(folder)
+            files = (file for file in sorted(Path(folder).rglob("*")) if file.is_file())
+            return "".join(f"{file.name} {storage.sha256(file)}\n" for file in files).encode()
+    except OSError as error:
+        raise InputError(
+            f"temporary folder {os.environ.get('TMPDIR') or '/tmp'} cannot be written: {error.strerror}; "
+            "free some space, or set TMPDIR to another folder"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -202,7 +234,7 @@ def block_of(arrays: Sequence[NDArray[Any]], groups: Sequence[str]) -> Block:
 
 def opened(place: Path) -> TokenizedPairs:
     """The pairs of a file of the cache, mapped into memory; raises Damaged or FileNotFoundError."""
-    with place.open("rb") as file:
+    with readable(place).open("rb") as file:
         size = checked(file)
         view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     contents = json.loads(view[size : -TAIL.size])
@@ -215,6 +247,20 @@ def opened(place: Path) -> TokenizedPairs:
             for entry in contents
         ]
     )
+
+
+def readable(place: Path) -> Path:
+    """A file that can be read, or that is not there; InputError for another."""
+    try:
+        with place.open("rb") as file:
+            file.read(1)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise InputError(
+            f"cache file {place} cannot be read: {error.strerror}; delete it, or set DRUTHERS_CACHE to another folder"
+        ) from error
+    return place
 
 
 def checked(file: BinaryIO) -> int:

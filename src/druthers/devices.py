@@ -99,6 +99,14 @@ class World:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def union(self, part: Mapping[str, int]) -> dict[str, int]:
+        """The parts of all ranks in one, on every rank."""
+        if self.size == 1:
+            return dict(part)
+        parts = cast(list[Mapping[str, int]], [{}] * self.size)
+        dist.all_gather_object(parts, part)
+        return {name: number for each in parts for name, number in each.items()}
+
     def whole(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The split weights put together, on the CPU of rank 0 and one after another; nothing on the other ranks."""
         found = {}

@@ -328,7 +328,7 @@ def allowed(field: FieldInfo) -> str:
     kinds = [t for t in options(field.annotation) if t is not type(None)]
     words = " or ".join(toml(t) if isinstance(t, str) else WORDS[t] for t in kinds)
     bounds = [
-        f"{sign} {limit:g}"
+        f"{sign} {limit if isinstance(limit, int) else format(limit, 'g')}"
         for rule in field.metadata
         for name, sign in SIGNS
         if (limit := getattr(rule, name, None)) is not None
@@ -336,7 +336,13 @@ def allowed(field: FieldInfo) -> str:
     return f"{words} {' and '.join(bounds)}".strip()
 
 
-WORDS: dict[Any, str] = {int: "whole number", float: "number", str: "text", bool: "true or false"}
+WORDS: dict[Any, str] = {
+    int: "whole number",
+    float: "number",
+    str: "text",
+    bool: "true or false",
+    dict: "names with numbers",
+}
 SIGNS = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
 
 
@@ -344,6 +350,8 @@ def options(annotation: Any) -> list[Any]:
     """The members of a union or literal, or the type itself."""
     if get_origin(annotation) is None:
         return [annotation]
+    if get_origin(annotation) is dict:
+        return [dict]
     return [
         inner
         for member in get_args(annotation)

@@ -14,6 +14,7 @@ import os
 import pickle
 import socket
 import struct
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -39,7 +40,7 @@ from druthers.config import ModelSettings
 from druthers.ladder import PLAIN, Found, climb
 from druthers.logprobs import Scorer, pair_logps, shaped, token_logps
 from druthers.records import InputError, first_line, user
-from druthers.storage import cache_folder
+from druthers.storage import cache_folder, sweep, temporary
 from druthers.threads import crew_size, side_by_side
 from druthers.tokens import TokenizedPair, encode_prompt
 
@@ -136,12 +137,13 @@ def unpacked() -> Path:
     folder = cache_folder("models") / f"{PACKAGED[1]}-{stamp}"
     if folder.is_dir():
         return folder
+    sweep(folder.parent, now=time.time())
     quiet()
     with contextlib.redirect_stderr(io.StringIO()):  # a bar that no setting turns off
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     model.hf_quantizer = None
     del model.config.quantization_config
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+    partial = temporary(folder)
     try:
         model.save_pretrained(partial)
         AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(partial)
@@ -162,14 +164,14 @@ def source(settings: ModelSettings) -> tuple[str, dict[str, Any]]:
     if settings.path == "default":
         return str(unpacked()), {}
     local = Path(settings.path).expanduser()
-    if local.is_dir():
-        if not (local / "config.json").is_file():
+    if os.path.isdir(local):  # which knows no fault: a name may be longer than a file system allows
+        if not os.path.isfile(local / "config.json"):
             raise InputError(
                 f"model folder {settings.path!r} has no config.json, so it is not a Hugging Face model; "
                 "name the folder that holds config.json"
             )
         return str(local), {}
-    if local.exists() or settings.path.startswith((".", "/", "~")):
+    if os.path.exists(local) or settings.path.startswith((".", "/", "~")):
         raise InputError(f"model {settings.path!r} is not a folder; name a Hugging Face model folder or a hub id")
     if not hub_answers() and not hub_cached(settings):
         raise InputError(
@@ -213,7 +215,7 @@ def model_name(settings: ModelSettings) -> str:
     if settings.path == "default":
         return PACKAGED[1]
     local = Path(settings.path).expanduser()
-    return local.resolve().name if local.is_dir() else settings.path
+    return local.resolve().name if os.path.isdir(local) else settings.path
 
 
 def load_tokenizer(settings: ModelSettings) -> Any:
@@ -596,9 +598,8 @@ def save_folder(loaded: Loaded, folder: Path, *, card: str) -> None:
 
     Raises InputError when the folder exists and is not empty, or when the disk is full.
     """
+    check_new(folder)
     folder = folder.resolve()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not an empty folder; name a new one")
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
@@ -618,6 +619,16 @@ def save_folder(loaded: Loaded, folder: Path, *, card: str) -> None:
         ) from error
     finally:
         remove_tree(partial)
+
+
+def check_new(folder: Path) -> None:
+    """Raises InputError for a folder that holds something, or cannot be one."""
+    try:
+        taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror}; name another place") from error
+    if taken:
+        raise InputError(f"{folder} exists and is not an empty folder; name a new one")
 
 
 def allow_saving(config: Any) -> None:

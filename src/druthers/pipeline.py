@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from pydantic import ValidationError
 
 from druthers import lowbit, models, storage
 from druthers.allocation import release
@@ -26,12 +27,14 @@ from druthers.judges import load_rubric
 from druthers.memory import peak_gib
 from druthers.models import Loaded
 from druthers.records import InputError, Pair, Prompt
-from druthers.report import write_report
-from druthers.run import TRAINING, Run, environment, input_note, note_code
+from druthers.report import card, write_data_page, write_report
+from druthers.run import CURATED, INPUTS, Run, environment, note_code
 from druthers.session import Screen, Session, session
 from druthers.train import train
-from druthers.train.checkpoint import WEIGHTS, best
+from druthers.train.checkpoint import best_weights
 from druthers.train.loop import make_schedule
+
+SIDES = ("train", "heldout")
 
 
 def align(settings: Settings, *, screen: Screen) -> dict[str, Any]:
@@ -62,6 +65,7 @@ def prepare(settings: Settings) -> None:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     models.quiet()
+    models.device_named(settings.model.device)
     if settings.train.optimizer == "adamw-8bit":
         lowbit.check_narrow(settings.model)
     if settings.model.adapter == "qlora":
@@ -77,7 +81,7 @@ def load_model(settings: Settings) -> Loaded:
 def check_evaluation(run: Run, settings: Settings) -> None:
     """Read the rubric and the prompts now: a fault in them must not wait until the training is done."""
     own = settings.evaluate
-    if run.has(TRAINING):
+    if run.begun():
         return
     if own.rubric is not None:
         load_rubric(own.rubric)
@@ -92,18 +96,26 @@ def timed(run: Run, stage: str, *, since: float) -> None:
 
 
 def curate_stage(run: Run, settings: Settings, *, screen: Screen) -> dict[str, Any]:
-    """data/train.jsonl, heldout.jsonl, rejected.jsonl and summary.json; returns the summary."""
+    """data/ with both sides, what was refused, summary, quality and card; returns the summary."""
     if run.changed:
         screen.say(f"  changed since the last session: {'; '.join(run.changed)}")
-    if not run.has("data/summary.json") or outdated(run, settings, screen=screen):
+    check_curated(run)
+    if not run.has(CURATED) or outdated(run, settings, screen=screen):
         screen.stage("curate")
         since = time.monotonic()
         tokenizer = models.load_tokenizer(settings.model)
         models.check_model(settings.model)
-        curate(settings, out=run.path("data/summary.json").parent, tokenizer=tokenizer, progress=screen.bar("rows"))
+        curate(
+            settings,
+            out=run.path(CURATED).parent,
+            tokenizer=tokenizer,
+            workers=torch.get_num_threads(),
+            progress=screen.bar("rows"),
+        )
         screen.clear()
+        storage.write_text(run.path("data/README.md"), card(run.folder))
         timed(run, "curate", since=since)
-    found = run.json("data/summary.json")
+    found = run.json(CURATED)
     rejected = sum(found["rejected"].values())
     run.update_summary({"pairs": {"train": found["train"], "heldout": found["heldout"], "rejected": rejected}})
     screen.say(
@@ -118,12 +130,27 @@ def curate_stage(run: Run, settings: Settings, *, screen: Screen) -> dict[str, A
     return found
 
 
+def check_curated(run: Run) -> None:
+    """Pairs that were trained on are not split anew, which could hold them out; raises InputError where they would be.
+
+    Also for a data/summary.json that does not say what it must.
+    """
+    if run.begun() and not run.has(CURATED):
+        raise InputError(
+            f"{run.folder} has begun to train, but its {CURATED} is gone, and pairs that were trained on could come to "
+            "be held out if they were curated again; restore the data folder, or start a new run with run=FOLDER"
+        )
+    wanted = {"train", "heldout", "rejected", "cut", "format", "source_sha256"}
+    if run.has(CURATED) and (missing := wanted - run.json(CURATED).keys()):
+        raise run.damaged(CURATED, f"{min(missing)} is missing in it")
+
+
 def outdated(run: Run, settings: Settings, *, screen: Screen) -> bool:
     """Whether the pairs changed after they were curated and no step has used them yet."""
-    if run.has(TRAINING):
+    if run.begun():
         return False
     with contextlib.suppress(InputError):
-        if run.json("data/summary.json")["source_sha256"] != fingerprint(settings.data):
+        if run.json(CURATED)["source_sha256"] != fingerprint(settings.data):
             screen.say(f"  {settings.data.pairs} has changed since it was curated, so it is read again")
             return True
     return False
@@ -143,7 +170,7 @@ def read_pairs(run: Run, part: str, tokenizer: Any, settings: Settings, *, scree
 
 def read_sides(run: Run, policy: Loaded, settings: Settings, *, screen: Screen) -> list[TokenizedPairs]:
     """Training and held-out pairs."""
-    return [read_pairs(run, part, policy.tokenizer, settings, screen=screen) for part in ("train", "heldout")]
+    return [read_pairs(run, side, policy.tokenizer, settings, screen=screen) for side in SIDES]
 
 
 def train_stage(run: Run, settings: Settings, *, screen: Screen, world: World = ALONE) -> Loaded | None:
@@ -178,7 +205,7 @@ def train_stage(run: Run, settings: Settings, *, screen: Screen, world: World = 
         del policy
         gc.collect()
         return None
-    models.restore_trainable(policy, best(run.folder) / WEIGHTS)
+    models.restore_trainable(policy, best_weights(run.folder))
     gc.collect()
     release()
     return policy
@@ -195,20 +222,23 @@ def note_training(run: Run, section: dict[str, Any], *, since: float, screen: Sc
 
 
 def note_inputs(run: Run, settings: Settings, policy: Loaded, *, ranks: int) -> None:
-    """environment.json, inputs.json and code.diff; a run that is continued must be on the same weights."""
+    """environment.json, inputs.json and code.diff; a run that is continued must be on the same weights and pairs."""
     check_same_model(run, policy)
+    data = {side: storage.sha256(run.path(f"data/{side}.jsonl")) for side in SIDES}
+    check_same_data(run, data)
     where = storage.locate(settings.data.pairs)
     heldout = settings.data.heldout or where.heldout
     template = hashlib.sha256(policy.tokenizer.chat_template.encode()).hexdigest()
     added = sum(weight.numel() for weight in models.trainable(policy).values()) if policy.adapted else 0
     size = sum(map(lowbit.count, policy.causal.parameters())) - added
     note = {
-        "pairs": input_note(settings.data.pairs, run.path("data/train.jsonl")),
-        "heldout": None if heldout is None else input_note(heldout, run.path("data/heldout.jsonl")),
+        "pairs": {"path": settings.data.pairs, "sha256": data["train"]},
+        "heldout": None if heldout is None else {"path": heldout, "sha256": data["heldout"]},
+        "data": data,
         "model": {"name": policy.name, "sha256": policy.sha, "parameters": size},
         "chat_template_sha256": template,
     }
-    storage.write_json(run.path("inputs.json"), note)
+    storage.write_json(run.path(INPUTS), note)
     world = environment(
         device=str(policy.device),
         precision=str(policy.compute).removeprefix("torch."),
@@ -261,7 +291,7 @@ def watcher(screen: Screen, settings: Settings, count: int) -> Callable[[dict[st
 
 def load_policy(run: Run) -> Loaded:
     """The aligned model of a finished run: base weights with the best checkpoint on top."""
-    weights = best(run.folder) / WEIGHTS
+    weights = best_weights(run.folder)
     policy = load_model(run.settings())
     check_same_model(run, policy)
     models.restore_trainable(policy, weights)
@@ -270,12 +300,39 @@ def load_policy(run: Run) -> Loaded:
 
 def check_same_model(run: Run, policy: Loaded) -> None:
     """Checkpoints and log-probs of a run belong to the base weights it began with; raises InputError for others."""
-    began = run.json("inputs.json")["model"]["sha256"] if run.has("inputs.json") else policy.sha
+    began = began_with(run, "model", "sha256") or policy.sha
     if began != policy.sha:
         raise InputError(
             f"{run.folder} was begun with other weights of {policy.name!r} ({began[:12]}, now {policy.sha[:12]}); "
             "restore those weights, or start a new run with run=FOLDER"
         )
+
+
+def check_same_data(run: Run, now: dict[str, str]) -> None:
+    """The pairs of a run that has begun to train are those it began with; raises InputError for others."""
+    if not run.begun():
+        return
+    for side, found in now.items():
+        began = began_with(run, "data", side) or (began_with(run, "pairs", "sha256") if side == "train" else None)
+        if began not in (None, found):
+            raise InputError(
+                f"{run.folder} was begun with another data/{side}.jsonl ({began[:12]}, now {found[:12]}); "
+                "restore that file, or start a new run with run=FOLDER"
+            )
+
+
+def began_with(run: Run, part: str, key: str) -> str | None:
+    """A hash in inputs.json; None where the run has none of it, InputError where the file is damaged."""
+    if not run.has(INPUTS):
+        return None
+    note = run.json(INPUTS)
+    if part == "data" and part not in note:  # a run of an older version
+        return None
+    group = note.get(part)
+    value = group.get(key) if isinstance(group, dict) else None
+    if not isinstance(value, str):
+        raise run.damaged(INPUTS, f"holds no {part}.{key}")
+    return value
 
 
 def load_base(policy: Loaded, settings: Settings) -> Loaded:
@@ -293,6 +350,7 @@ def evaluate_stage(run: Run, settings: Settings, *, screen: Screen, policy: Load
     screen.stage("evaluate")
     since = time.monotonic()
     policy = policy or load_policy(run)
+    check_same_data(run, {"heldout": storage.sha256(run.path("data/heldout.jsonl"))})
     cache = storage.cache_folder("answers")
     headline = evaluate(
         run,
@@ -314,14 +372,14 @@ def report_stage(run: Run, *, screen: Screen) -> dict[str, Any]:
     screen.stage("report")
     since = time.monotonic()
     page = write_report(run.folder)
+    write_data_page(run.folder)
     timed(run, "report", since=since)
     return {**run.summary(), "run": str(run.folder), "report": str(page)}
 
 
 def export(run: Run, folder: Path) -> dict[str, Any]:
     """A merged Hugging Face folder of the aligned model with its card."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not an empty folder; name a new one")
+    models.check_new(folder)
     prepare(run.settings())
     policy = load_policy(run)
     models.save_folder(policy, folder, card=model_card(run, policy))
@@ -443,9 +501,13 @@ def judge(
     pairs: list[Pair] = []
     bar = screen.bar("prompts")
     for row in storage.read(candidates, Candidates):
-        found = pairs_from_ranking(
-            rate(rules, row), margin_scale=margin_scale, most=most, must=rules.musts, length_cost=length_cost
-        )
+        try:
+            found = pairs_from_ranking(
+                rate(rules, row), margin_scale=margin_scale, most=most, must=rules.musts, length_cost=length_cost
+            )
+        except ValidationError as error:
+            why = storage.explain(error, Pair)
+            raise InputError(f"{candidates}: prompt {row.prompt_id}: {why}; lower --margin-scale") from None
         pairs += found
         prompts, without = prompts + 1, without + (not found)
         bar(prompts, 0)

@@ -12,8 +12,10 @@ import json
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+DEEPEST = 64
+"""Levels of objects and lists in one another that tools and calls of them may have; whole rows twice as many."""
 CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
@@ -40,6 +42,25 @@ def content_id(content: object) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:24]
 
 
+def check_depth(value: object, *, most: int = DEEPEST) -> object:
+    """A value of JSON, whose objects and lists stand at most so many levels in one another.
+
+    What reads, hashes and writes it goes down level by level and would fail. Raises ValueError for a deeper one.
+    """
+    level = [value]
+    for _ in range(most):
+        level = [inner for item in level for inner in _inside(item) if isinstance(inner, dict | list | tuple)]
+        if not level:
+            return value
+    raise ValueError(f"it is nested more than {most} levels deep; write it flatter")
+
+
+def _inside(item: object) -> Iterable[object]:
+    if isinstance(item, dict):
+        return item.values()
+    return item if isinstance(item, list | tuple) else ()
+
+
 class Record(BaseModel):
     """Base of every line: frozen, no unknown keys, no coercion of one type into another."""
 
@@ -53,6 +74,10 @@ class Record(BaseModel):
 
 
 Role = Literal["system", "user", "assistant", "tool"]
+Calls = Annotated[list[dict[str, Any]], BeforeValidator(check_depth)]
+"""Tools, or calls of them."""
+MOST = 1e6
+"""Up to where a margin or weight is one: sums of larger ones lose the others, and at last themselves."""
 
 
 class Message(Record):
@@ -65,7 +90,7 @@ class Message(Record):
     role: Role
     content: str
     name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: Calls | None = None
     tool_call_id: str | None = None
 
     def template_form(self) -> dict[str, Any]:
@@ -146,12 +171,12 @@ class Pair(Record):
     chosen: Messages
     rejected: Messages
     p: float = Field(1.0, ge=0, le=1)
-    margin: float = Field(0.0, ge=0)
-    weight: float = Field(1.0, ge=0)
+    margin: float = Field(0.0, ge=0, le=MOST)
+    weight: float = Field(1.0, ge=0, le=MOST)
     group: str = ""
     criterion: str = ""
     source: str = ""
-    tools: list[dict[str, Any]] | None = None
+    tools: Calls | None = None
 
     _prompt = field_validator("prompt")(check_prompt)
     _responses = field_validator("chosen", "rejected")(check_response)
@@ -184,10 +209,14 @@ class Pair(Record):
 
 
 class Prompt(Record):
-    """A question without an answer: what `sample` reads and held-out evaluation asks."""
+    """A question without an answer: what `sample` reads and held-out evaluation asks.
+
+    `reason` says why it was queued for collection, where it was.
+    """
 
     prompt: Messages
     group: str = ""
+    reason: str = ""
 
     _prompt = field_validator("prompt")(check_prompt)
 
@@ -248,7 +277,7 @@ class Candidates(Record):
     responses: Annotated[tuple[Candidate, ...], Field(min_length=1, strict=False)]
     group: str = ""
     opinions: Annotated[tuple[Opinion, ...], Field(strict=False)] = ()
-    tools: list[dict[str, Any]] | None = None
+    tools: Calls | None = None
 
     _prompt = field_validator("prompt")(check_prompt)
 
@@ -342,6 +371,27 @@ class Finding(Record):
     undefined: str = ""
     rows: Rows | None = None
     action: str = ""
+
+
+Texts = Annotated[tuple[str, ...], Field(strict=False)]
+
+
+class Advice(Record):
+    """One answer to one question about what the data can teach, with the rule that fired and what it saw.
+
+    `evidence` are the ids of the findings and the names of the counts that the rule saw, `why` says them with their
+    numbers, `action` is a command, or empty, `sources` are arXiv ids or "default". `missing` is what the question also
+    takes: where it is not empty, that much of the answer is not known.
+    """
+
+    question: str
+    answer: str
+    rule: str
+    why: str = ""
+    evidence: Texts = ()
+    action: str = ""
+    sources: Texts = ()
+    missing: Texts = ()
 
 
 class Exchange(Record):

@@ -11,17 +11,23 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 from druthers import __version__
 from druthers.config import Settings, to_json, validate
 from druthers.records import InputError
-from druthers.storage import sha256, write_json, write_text
+from druthers.storage import TEMPORARY, write_json, write_text
 
 CONFIG = "config.json"
 LOCK = ".lock"
 CURATED = "data/summary.json"
 TRAINING = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+INPUTS = "inputs.json"
+MARKS = ("run", "data", "train")
+"""What the settings of every run have, and the config.json of something else has not."""
+COUNTED = ("step", "split", "loss", "pairs", "tokens")
+"""What every line of metrics.jsonl has."""
 FREE = ("run", "threads")
 OF_CURATION = ("seed", "data.", "model.path")
 OF_TRAINING = (*OF_CURATION, "model.", "loss.", "train.")
@@ -43,8 +49,14 @@ class Run:
         return place
 
     def settings(self) -> Settings:
-        """The settings the run was started with."""
-        return validate(self.json(CONFIG))
+        """The settings the run was started with; InputError where config.json is damaged or of something else."""
+        tree, place = self.json(CONFIG), self.folder / CONFIG
+        if not tree.keys() >= set(MARKS):
+            raise InputError(f"{place} is no druthers run; name another folder with run=FOLDER")
+        try:
+            return validate(tree)
+        except InputError as error:
+            raise InputError(f"{place} is no druthers run ({error}); name another folder with run=FOLDER") from None
 
     def json(self, name: str) -> dict[str, Any]:
         """A JSON file of the run; raises InputError when it is missing or broken."""
@@ -58,12 +70,23 @@ class Run:
         except OSError as error:
             raise InputError(f"{self.folder / name}: cannot be read: {error.strerror}; name a run directory") from None
         except ValueError as error:
-            raise InputError(
-                f"{self.folder / name}: not valid JSON ({error}); delete the file and run the stage again"
-            ) from None
+            raise self.damaged(name, f"not valid JSON ({error})") from None
+        except RecursionError:
+            raise self.damaged(name, "not valid JSON (it is nested too deeply)") from None
         if not isinstance(found, dict):
-            raise InputError(f"{self.folder / name}: not a JSON object; delete the file and run the stage again")
+            raise self.damaged(name, "not a JSON object")
         return found
+
+    def damaged(self, name: str, why: str) -> InputError:
+        """What to say of a file that is not what was written; some no stage can make again once training has begun."""
+        if name == CONFIG or (name in (CURATED, INPUTS) and self.begun()):
+            remedy = "restore it from a copy, or name another folder with run=FOLDER"
+        elif name.startswith(CHECKPOINTS):
+            whole = self.folder / "summary.json"
+            remedy = f"delete {whole} and run `druthers train` with the same settings, which writes it again"
+        else:
+            remedy = "delete the file and run the stage again"
+        return InputError(f"{self.folder / name}: {why}; {remedy}")
 
     def has(self, name: str) -> bool:
         """Whether a file of that name was written."""
@@ -81,17 +104,37 @@ class Run:
 
     def fixed(self) -> tuple[str, ...]:
         """How the dotted keys begin whose settings some stage has used."""
-        if not self.has(CURATED):
-            return ()
-        if not self.has(TRAINING):
-            return OF_CURATION
-        return ANY if "verdict" in self.summary() else OF_TRAINING
+        if self.begun():
+            return ANY if "verdict" in self.summary() else OF_TRAINING
+        return OF_CURATION if self.has(CURATED) else ()
+
+    def begun(self) -> bool:
+        """Whether training has taken a step, which the files of curation do not tell: they may have been deleted."""
+        return self.has(TRAINING) or any((self.folder / CHECKPOINTS).glob("step-*"))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
-        if not self.has("metrics.jsonl"):
+        """The lines of metrics.jsonl; raises InputError for one that is damaged."""
+        if not self.has(TRAINING):
             return []
-        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        with (self.folder / TRAINING).open("rb") as file:
+            return [metrics_of(line, where=f"{self.folder / TRAINING}:{i}") for i, line in enumerate(file, 1)]
+
+
+def metrics_of(line: bytes, *, where: str) -> dict[str, Any]:
+    """A line of metrics.jsonl; raises InputError for one that is damaged."""
+    with contextlib.suppress(ValueError, RecursionError):
+        row = json.loads(line)
+        if isinstance(row, dict) and row.keys() >= set(COUNTED):
+            return row
+    raise InputError(f"{where}: is damaged: no line of metrics; {from_the_start(Path(where).parent)}")
+
+
+def from_the_start(folder: Path) -> str:
+    """What to do where a log of a run is damaged."""
+    return (
+        f"restore the file from a copy, or delete {folder / CHECKPOINTS} and run the same command again to train "
+        "from the start"
+    )
 
 
 def merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,8 +157,12 @@ def open_run(settings: Settings) -> Iterator[Run]:
     A stage fixes the settings it has used: curation those of the data, the first training step those of the training,
     the verdict all; the others may still change, and `changed` says which did. Raises InputError when the folder holds
     something else, a run with other settings (the first difference is named), or is open in another process.
+
+    Nothing is written into a folder, and nothing removed from it, before it has proved to be a run or empty.
     """
     folder = make_folder(settings.run)
+    if os.path.exists(folder / CONFIG):
+        Run(folder).settings()
     with locked(folder):
         sweep(folder)
         run = Run(folder)
@@ -144,49 +191,56 @@ def make_folder(name: str) -> Path:
 
 def check_folder(folder: Path) -> None:
     """Raises InputError for a name under which something stands that is no run."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"run directory {folder} is a file; name another with run=FOLDER")
     try:
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"run directory {folder} is a file; name another with run=FOLDER")
         inside = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
     except OSError as error:
         raise unusable(folder, error) from error
-    if inside - {LOCK} and CONFIG not in inside:
+    own = {name for name in inside if name == LOCK or TEMPORARY.fullmatch(name)}
+    if inside - own and CONFIG not in inside:
         raise InputError(f"run directory {folder} is not empty and holds no run; name another with run=FOLDER")
 
 
-def unusable(folder: Path, error: OSError) -> InputError:
-    """What to say of a folder that cannot be made or read."""
-    return InputError(f"run directory {folder} cannot be used: {error.strerror}; name another with run=FOLDER")
+def unusable(folder: Path, error: OSError, *, done: str = "used") -> InputError:
+    """What to say of a folder that cannot be made, read, written or locked."""
+    return InputError(f"run directory {folder} cannot be {done}: {error.strerror}; name another with run=FOLDER")
 
 
 def sweep(folder: Path) -> None:
     """Remove the temporary files of a process that was killed; call it with the lock held."""
     for left in folder.rglob(".*.tmp"):
-        left.unlink(missing_ok=True)
+        if TEMPORARY.fullmatch(left.name) and left.is_file():
+            left.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[IO[str]]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold the run directory for this process; the lock goes with the process, however it ends."""
     try:
-        opened = (folder / LOCK).open("a+")
+        opened = (folder / LOCK).open("a+b", buffering=0)
     except OSError as error:
-        raise InputError(
-            f"run directory {folder} cannot be written: {error.strerror}; name another with run=FOLDER"
-        ) from error
+        raise unusable(folder, error, done="written") from error
     with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
             raise InputError(
-                f"run directory {folder} is in use by process {holder}; wait for it, or name another with run=FOLDER"
+                f"run directory {folder} is in use by process {holder(file)}; wait for it, "
+                "or name another with run=FOLDER"
             ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield file
+        except OSError as error:  # some network folders know no locks
+            raise unusable(folder, error, done="locked") from error
+        with contextlib.suppress(OSError):  # the lock holds without the number, for which a full disk has no room
+            file.truncate(0)
+            file.write(str(os.getpid()).encode())
+        yield
+
+
+def holder(file: BinaryIO) -> str:
+    """The process that holds a lock, as far as it could write that down."""
+    file.seek(0)
+    return file.read().decode(errors="replace").strip() or "unknown"
 
 
 def differences(was: Settings, now: Settings) -> dict[str, str]:
@@ -260,8 +314,3 @@ def git(*arguments: str) -> str:
 def note_code(run: Run) -> None:
     """Write the uncommitted changes of the code, so that the run can be read back to its source."""
     write_text(run.path("code.diff"), git("diff", "HEAD", "--", "."))
-
-
-def input_note(path: str, curated: Path) -> dict[str, str]:
-    """An input of the run for inputs.json: where it was read from, and the hash of the curated file it became."""
-    return {"path": path, "sha256": sha256(curated)}

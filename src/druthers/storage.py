@@ -14,6 +14,7 @@ import gzip
 import hashlib
 import http.client
 import io
+import itertools
 import json
 import os
 import re
@@ -33,16 +34,20 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ValidationError
 
-from druthers.records import InputError, Record
+from druthers.records import DEEPEST, InputError, Record, check_depth, first_line
 
 R = TypeVar("R", bound=Record)
 KINDS = (".jsonl", ".ndjson", ".json", ".parquet")
+JSON_LINES = (".jsonl", ".ndjson")
+ROWS = 1000
+"""Rows of other kinds of files in a run."""
 PACKINGS = (".gz", ".zst")
 TEMPORARY = re.compile(r"\..+\.([1-9][0-9]*)-[0-9]+\.tmp")
 """What `replacing` calls a file that is not complete: the name it will have, process and thread."""
 QUIET, DAY = 600.0, 86_400.0
 """Seconds without a write after which a temporary file is left over: of no process known here, and of any."""
 BOM = b"\xef\xbb\xbf"
+PARQUET = b"PAR1"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DAMAGE = (EOFError, OSError, zlib.error, http.client.HTTPException)
 TIMEOUT_SECONDS = 60.0
@@ -131,17 +136,51 @@ class Lines:
     data: bytes
 
 
+Run = Lines | list[Line]
+"""Some rows of a file: JSON lines as they stand, to be parsed by whoever gets them, or rows of another kind."""
+
+
+def runs(path: str, *, size: int) -> Generator[Run]:
+    """Every row of a file, a folder or a URL in runs of about `size` bytes of JSON lines, or of a thousand rows.
+
+    Raises InputError as `lines` does; `parsed` gives the lines of a run.
+    """
+    for file in files(path):
+        if _kind(file) in JSON_LINES:
+            yield from runs_of_lines(file, size=size)
+            continue
+        found, blank = _lines_of(file), True
+        while run := list(itertools.islice(found, ROWS)):
+            blank = False
+            yield run
+        if blank:
+            raise InputError(f"{shown(file)}: is empty; give at least one row")
+
+
+def parsed(run: Run) -> Iterator[Line]:
+    """The lines of a run, good and faulty."""
+    return iter(run) if isinstance(run, list) else _json_lines(run.name, io.BytesIO(run.data), first=run.first)
+
+
 def runs_of_lines(path: str | Path, *, size: int) -> Generator[Lines]:
-    """A local, unpacked JSONL file in runs of whole lines of about `size` bytes; InputError where all are blank."""
+    """A file of JSON lines in runs of whole lines of about `size` bytes; InputError where all are blank."""
     name, number, blank = str(path), 1, True
-    with _reading(name), open(name, "rb") as file:
-        while data := file.read(size):
-            data += file.readline()
+    with _reading(name), _open(name) as raw, _unpack(name, raw) as file:
+        while data := _whole_lines(file, size, name=name):
             blank = blank and not data.removeprefix(BOM).strip()
-            yield Lines(name, number, data)
+            yield Lines(shown(name), number, data)
             number += data.count(b"\n")
     if blank:
-        raise InputError(f"{name}: is empty; give at least one row")
+        raise InputError(f"{shown(name)}: is empty; give at least one row")
+
+
+def _whole_lines(file: BinaryIO, size: int, *, name: str) -> bytes:
+    try:
+        return file.read(size) + file.readline()
+    except DAMAGE as error:
+        for _ in lines(name):  # line by line, which tells the place
+            pass
+        raise InputError(f"{shown(name)}: {_damage(error)}") from None
 
 
 def read_lines(lines: Lines, kind: type[R]) -> Iterator[R]:
@@ -236,8 +275,16 @@ def _count(file: str) -> int:
         if kind == ".parquet":
             return _parquet_count(raw)
         with contextlib.suppress(*DAMAGE), _unpack(file, raw) as stream:
-            return 0 if kind == ".json" else sum(1 for _ in stream)
+            return 0 if kind == ".json" else _count_lines(stream)
     return 0
+
+
+def _count_lines(stream: BinaryIO) -> int:
+    """Line ends, and one more where the last line has none."""
+    found, last = 0, b"\n"
+    while data := stream.read(1 << 20):
+        found, last = found + data.count(b"\n"), data[-1:]
+    return found + (last != b"\n")
 
 
 def sha256(path: str | Path) -> str:
@@ -287,11 +334,17 @@ def _json_lines(name: str, stream: BinaryIO, *, first: int = 1) -> Iterator[Line
     try:
         for number, data in enumerate(stream, first):
             if number == 1:
+                _refuse_parquet(name, data)
                 data = data.removeprefix(BOM)
             if data.strip():
                 yield _json_line(f"{name}:{number}", data)
     except DAMAGE as error:
         raise InputError(f"{name}:{number + 1}: {_damage(error)}") from None
+
+
+def _refuse_parquet(name: str, data: bytes) -> None:
+    if data.startswith(PARQUET):
+        raise InputError(f"{name}: is a Parquet file under another name; name it .parquet")
 
 
 def _damage(error: Exception) -> str:
@@ -317,12 +370,18 @@ def _faulty(where: str, data: bytes, fault: str) -> Line:
 
 def _json_fault(error: ValueError | RecursionError) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg[0].lower()}{error.msg[1:]} at column {error.colno}"
-    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        return f"{error.msg[0].lower()}{error.msg[1:].removesuffix(' at')} at column {error.colno}"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply; write it flatter"
+    if "integer string conversion" in str(error):
+        return f"it holds a number of more than {sys.get_int_max_str_digits():,} digits; write a shorter one"
+    return str(error)
 
 
 def _loads(text: str) -> object:
     value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    if text.count("[") + text.count("{") > 2 * DEEPEST:
+        check_depth(value, most=2 * DEEPEST)
     if "\\ud" in text.lower():
         _check_text(value)
     return value
@@ -372,6 +431,7 @@ def _array(name: str, data: bytes) -> Iterator[Line]:
         where = f"{name}:{number}"
         try:
             row, end = decoder.raw_decode(text, at)
+            check_depth(row, most=2 * DEEPEST)
             _check_text(row)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{where}: is not JSON: {_json_fault(error)}") from None
@@ -385,6 +445,11 @@ def _array(name: str, data: bytes) -> Iterator[Line]:
             raise InputError(
                 f"{where}: the array does not go on with ',' or ']' after this object; the file is cut or damaged"
             )
+    if (rest := _skip(text, at + 1)) < len(text):
+        raise InputError(
+            f"{name}:{text.count(chr(10), 0, rest) + 1}: something stands behind the end of the array; "
+            "keep one array in a .json file, or write JSON lines"
+        )
 
 
 def _skip(text: str, at: int) -> int:
@@ -400,12 +465,33 @@ def _parquet(name: str, stream: BinaryIO) -> Iterator[Line]:
     number = 0
     try:
         for batch in pq.ParquetFile(stream).iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
+            for row, fault in _rows_of(batch):
                 number += 1
-                yield Line(f"{name}:{number}", _without_nulls(row))
+                where = f"{name}:{number}"
+                yield Line(where, row, fault) if fault else Line(where, _without_nulls(row))
     except (pa.ArrowException, OSError) as error:
         place = f"{name}:{number + 1}" if number else name
         raise InputError(f"{place}: is not readable Parquet: {str(error).splitlines()[0]}") from None
+
+
+def _rows_of(batch: Any) -> Iterator[tuple[dict[str, Any], str]]:
+    """The rows of a batch; one with a value that Python cannot hold has what can be read of it, and a fault."""
+    try:
+        yield from ((row, "") for row in batch.to_pylist())
+    except (ValueError, OverflowError):  # text that is not UTF-8, a year that is none; found before any row was given
+        yield from (_row_of(batch.slice(i, 1)) for i in range(batch.num_rows))
+
+
+def _row_of(one: Any) -> tuple[dict[str, Any], str]:
+    row, fault = {}, ""
+    for key in one.schema.names:
+        try:
+            row[key] = one.column(key).to_pylist()[0]
+        except UnicodeDecodeError as error:
+            fault = fault or f"{key}: is not UTF-8 (byte {error.start + 1} of the text); write the column as UTF-8"
+        except (ValueError, OverflowError) as error:
+            fault = fault or f"{key}: cannot be read: {first_line(error)}"
+    return row, fault
 
 
 def _parquet_count(stream: BinaryIO) -> int:
@@ -441,7 +527,10 @@ def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
 
 
 def _brief(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        return "nested too deeply"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -580,6 +669,15 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         file.write(data)
 
 
+def temporary(target: Path) -> Path:
+    """What a file or folder is called while this thread writes it; `sweep` knows such names.
+
+    >>> bool(TEMPORARY.fullmatch(temporary(Path("pairs.jsonl")).name))
+    True
+    """
+    return target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
     """A binary file that takes the name `path` when the block ends well; on any error the old file stays as it was.
@@ -593,21 +691,21 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
             yield upload
         return
     target = Path(os.path.realpath(name))
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    partial = temporary(target)
     with _writing(name):
         target.parent.mkdir(parents=True, exist_ok=True)
-        file = open(temporary, "wb")  # noqa: SIM115
+        file = open(partial, "wb")  # noqa: SIM115
     try:
         with _full_disk(name):
             yield cast(BinaryIO, file)
             _finish(file)
         with _writing(name):
-            os.replace(temporary, target)
+            os.replace(partial, target)
             _sync_folder(target.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             file.close()
-        temporary.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
 
 
@@ -626,16 +724,18 @@ def _uploading(url: str) -> Iterator[BinaryIO]:
 
 
 def sweep(folder: Path, *, now: float) -> None:
-    """Remove temporary files that `replacing` left in a folder when its process was killed; `now` in Unix seconds.
+    """Remove what has a name of `temporary` and was left in a folder by a process that was killed.
+
+    `now` is in Unix seconds.
 
     One that was written to within `QUIET` seconds stays, also where no process of this machine is known to write it:
     another machine may share the folder.
     """
     for left in folder.glob(".*.tmp"):
         with contextlib.suppress(OSError):  # another process sweeps too, or the folder is read-only
-            age = now - left.stat().st_mtime
+            age = now - max(inside.stat().st_mtime for inside in (left, *left.rglob("*")))
             if (found := TEMPORARY.fullmatch(left.name)) and age > (DAY if _lives(int(found[1])) else QUIET):
-                left.unlink()
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def _lives(pid: int) -> bool:

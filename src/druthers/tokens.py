@@ -33,6 +33,7 @@ class Tokenizer(Protocol):
     chat_template: str | None
     added_tokens_decoder: dict[int, Any]
     special_tokens_map: dict[str, Any]
+    init_kwargs: dict[str, Any]
     is_fast: bool
 
     @property
@@ -209,8 +210,7 @@ def cut(ids: list[int], scored: list[bool], limit: int) -> tuple[tuple[int, ...]
 def too_long(length: int, *, max_prompt: int) -> Refused:
     """A prompt has too many tokens."""
     return Refused(
-        f"the prompt is {length} tokens, over data.max_prompt = {max_prompt}; "
-        "raise it or drop the row with data.bad_rows=drop",
+        f"the prompt is {length} tokens, over data.max_prompt = {max_prompt}; raise that",
         reason="prompt_too_long",
     )
 
@@ -219,7 +219,7 @@ def alike(length: int, *, max_response: int) -> Refused:
     """Both responses are the same tokens."""
     return Refused(
         f"chosen and rejected are the same {length} tokens (after the cut to data.max_response = "
-        f"{max_response}), so the pair teaches nothing; raise the limit or drop the row with data.bad_rows=drop",
+        f"{max_response}), so the pair teaches nothing; raise the limit",
         reason="same_response",
     )
 

@@ -6,32 +6,42 @@ import contextlib
 import functools
 import hashlib
 import itertools
+import json
+import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import BinaryIO, cast
 
 import numpy as np
 
 from druthers import storage
 from druthers.blocks import BlockTokenizer
 from druthers.config import DataSettings, Settings
-from druthers.curate.importers import Form, Imported, RowFault, detect, read_pair
-from druthers.curate.ledger import Ledger, Shelf
-from druthers.curate.ranking import pairs_from_ranking
-from druthers.curate.split import WHOLE, draw, threshold
+from druthers.curate import filters
+from druthers.curate.facts import Facts, form_of
+from druthers.curate.filters import Fates, Mask
+from druthers.curate.grading import pairs_from_ranking
+from druthers.curate.importers import Form, Imported, detect
+from druthers.curate.inspection import Inspection, inspect
+from druthers.curate.ledger import Ledger, Refusal, Shelf
+from druthers.curate.nearness import NEAR, Hashes
+from druthers.curate.reading import Reader, imported, read
+from druthers.curate.split import threshold
 from druthers.records import InputError, Pair, assistant, user
 from druthers.storage import Line, Source
-from druthers.tokens import Refused, TokenizedPair, Tokenizer, tokenize
+from druthers.tokens import Tokenizer, tokenize
 
 __all__ = ["CurateSummary", "curate", "pairs_from_ranking"]
 
 Progress = Callable[[int, int], None]
-LOOKS = 100
-EVERY = 64
-AT_ONCE = 512
-"""Rows that are read, and if one of them is asked for tokenized, at a time."""
+LOOKS, FORM_LOOKS = 100, 1000
+"""Rows whose form is looked at, and rows in which words are looked for that many prompts have."""
+ALONE = 32 << 20
+"""Bytes of a source up to which starting other processes takes longer than it saves, and for each of which one is."""
+KEPT_IN_MIND = 1 << 12
+"""Pairs that are read again, to be compared, and not forgotten at once."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +71,14 @@ class CurateSummary:
     joined_turns: int
 
 
-def curate(settings: Settings, *, out: Path, tokenizer: Tokenizer, progress: Progress | None = None) -> CurateSummary:
+def curate(
+    settings: Settings, *, out: Path, tokenizer: Tokenizer, workers: int = 1, progress: Progress | None = None
+) -> CurateSummary:
     """The pairs of `settings.data` as `train.jsonl`, `heldout.jsonl`, `rejected.jsonl` and `summary.json` in `out`.
 
-    The same input and settings give the same bytes. `progress` is called with (rows done, rows in all or 0 if unknown).
-    Raises InputError for a bad file, for the first bad row unless `data.bad_rows` is "drop", and when nothing is left
-    to train on or to hold out; then none of the files appears.
+    The same input and settings give the same bytes, whatever the number of processes that read. `progress` is called
+    with (rows done, rows in all or 0 if unknown). Raises InputError for a bad file, for the first bad row unless
+    `data.bad_rows` is "drop", and when nothing is left to train on or to hold out; then none of the files appears.
     """
     data = settings.data
     found = storage.locate(data.pairs)
@@ -78,13 +90,29 @@ def curate(settings: Settings, *, out: Path, tokenizer: Tokenizer, progress: Pro
             for name in ("rejected", "heldout", "train")
         }
         ledger = Ledger(files["rejected"], stop=data.bad_rows == "stop")
-        held, main = (Shelf(cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile(dir=out)))) for _ in range(2))
-        tell = _teller(source, ledger, progress)
-        _fill(held, main, source, data, ledger, tokenizer=tokenizer, seed=settings.seed, tell=tell)
-        bound = _bound(main, source, data, ledger)
-        sides = _deal(held, main, files, bound=bound, limit=data.limit, ledger=ledger)
+        shelf = Shelf(cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile(dir=out))))
+        many = BlockTokenizer(tokenizer, max_prompt=data.max_prompt, max_response=data.max_response)
+        tell = _teller(source, progress)
+        shared = _shared(source.train, data)
+        reader = Reader("trl", many, settings.seed, shared)
+        held = _fill(shelf, source, data, ledger, reader=reader, workers=workers, tell=tell)
+        facts = shelf.facts()
+        sides = decide(facts, shelf, data, held=held, form=shared, name=lambda: _name(source.train, ledger))
+        _book(sides, facts, shelf, data, ledger)
+        _deal(sides, shelf, files)
         _check_filled(sides, source, ledger)
-        summary = _summarize(sides, held, main, source=source, given=data, ledger=ledger)
+        summary = _summarize(sides, facts, source=source, given=data, ledger=ledger)
+        seen = inspect(
+            facts,
+            train=sides.train,
+            heldout=sides.heldout,
+            reasons=ledger.reasons,
+            groups=shelf.groups,
+            rows=ledger.rows,
+            seed=settings.seed,
+        )
+        _point(seen, facts, shelf, out / "findings")
+    storage.write_json(out / "quality.json", seen.as_dict())
     storage.write_json(out / "summary.json", asdict(summary))
     return summary
 
@@ -99,103 +127,44 @@ def fingerprint(data: DataSettings) -> str | None:
 
 
 def _fill(
-    held: Shelf,
-    main: Shelf,
+    shelf: Shelf,
     source: Source,
     data: DataSettings,
     ledger: Ledger,
     *,
-    tokenizer: Tokenizer,
-    seed: int,
-    tell: Callable[[], None],
-) -> None:
-    """Read the held-out part (if there is one of its own), then the rest, onto their shelves."""
-    many = BlockTokenizer(tokenizer, max_prompt=data.max_prompt, max_response=data.max_response)
-
-    def shelve(line: Line, pair: Pair, fit: Fit, shelf: Shelf, number: int) -> bool:
-        return _shelve(line, pair, shelf, ledger, number=number, fit=fit)
-
-    if source.heldout:
-        for line, pair, fit in _pairs(source.heldout, ledger, tell, form=data.format, tokenizer=many):
-            shelve(line, pair, fit, held, draw(pair.prompt, seed=seed))
-    leaks = frozenset(held.draws)
-    bound = 0 if source.heldout else int(data.heldout_share * WHOLE)
-    trained = 0
-    for line, pair, fit in _pairs(source.train, ledger, tell, form=data.format, tokenizer=many):
-        number = draw(pair.prompt, seed=seed)
-        if number in leaks:
-            ledger.refuse(line, RowFault("leak", "the prompt is also among the held-out ones"))
-        elif number >= bound and pair.margin < data.least_margin:
-            why = f"the margin {pair.margin:g} is under data.least_margin = {data.least_margin:g}"
-            ledger.refuse(line, RowFault("small_margin", why))
-        elif number >= bound and data.limit is not None and trained >= data.limit:
-            ledger.beyond_limit += 1
-        elif shelve(line, pair, fit, main, number):
-            trained += number >= bound
+    reader: Reader,
+    workers: int,
+    tell: Callable[[int], None],
+) -> int | None:
+    """Read the held-out part, then the rest; how many pairs the held-out part has, None where there is none."""
+    held = None
+    for path in filter(None, (source.heldout, source.train)):
+        ledger.form = _form(_first(path, LOOKS)) if data.format == "auto" else data.format
+        for part in read(path, replace(reader, form=ledger.form), workers=_processes(path, workers)):
+            for refused in part.refusals:
+                ledger.refuse(refused)
+            ledger.rows += part.rows
+            ledger.ignored.update(part.ignored)
+            ledger.joined += part.joined
+            shelf.add(part.name, part.lines, part.facts, part.groups)
+            tell(part.rows)
+        if path == source.heldout:
+            held = len(shelf)
+    return held
 
 
-def _pairs(
-    path: str,
-    ledger: Ledger,
-    tell: Callable[[], None],
-    *,
-    form: Form | Literal["auto"],
-    tokenizer: BlockTokenizer,
-) -> Iterator[tuple[Line, Pair, Fit]]:
-    """The rows of a path that are pairs, and how to learn whether one fits the model; the others are booked."""
-    with contextlib.closing(storage.lines(path)) as lines:
-        first = list(itertools.islice(lines, LOOKS if form == "auto" else 0))
-        ledger.form = _form(first) if form == "auto" else form
-        for run in _runs(itertools.chain(first, lines)):
-            imported = [_import(line, ledger.form) for line in run]
-            fits = Fits([found.pair for found in imported if isinstance(found, Imported)], tokenizer)
-            places = itertools.count()
-            for line, found in zip(run, imported, strict=True):
-                ledger.rows += 1
-                tell()
-                if isinstance(found, RowFault):
-                    ledger.refuse(line, found)
-                    continue
-                ledger.ignored.update(found.ignored)
-                ledger.joined += found.joined
-                yield line, found.pair, functools.partial(fits.of, next(places))
+def _processes(path: str, workers: int) -> int:
+    """How many read a path: one more for every `ALONE` bytes, as each takes a while to start."""
+    size = sum(os.path.getsize(file) for file in storage.files(path)) if "://" not in path else 0
+    return max(1, min(workers, size // ALONE))
 
 
-def _runs(lines: Iterator[Line]) -> Iterator[list[Line]]:
-    """Lines some at a time; those before a fault of the whole file come before the fault."""
-    run: list[Line] = []
-    try:
-        for line in lines:
-            run.append(line)
-            if len(run) == AT_ONCE:
-                yield run
-                run = []
-    except InputError:
-        yield run
-        raise
-    yield run
-
-
-Fit = Callable[[], TokenizedPair | Refused]
-"""The tokens of a pair, or why it does not fit the model."""
-
-
-class Fits:
-    """The tokens of some pairs, all made when the first are asked for: rows beyond a limit are never asked about."""
-
-    def __init__(self, pairs: list[Pair], tokenizer: BlockTokenizer) -> None:
-        self.pairs, self.tokenizer = pairs, tokenizer
-
-    def of(self, place: int) -> TokenizedPair | Refused:
-        """Those of one pair."""
-        return self.found[place]
-
-    @functools.cached_property
-    def found(self) -> list[TokenizedPair | Refused]:
-        """Those of all."""
-        block, refused = self.tokenizer.sort(self.pairs)
-        good = map(block.pair, itertools.count())
-        return [refused[i] if i in refused else next(good) for i in range(len(self.pairs))]
+def _first(path: str, count: int) -> list[Line]:
+    """The first lines of a source, up to a fault of the file."""
+    found: list[Line] = []
+    with contextlib.suppress(InputError), contextlib.closing(storage.lines(path)) as lines:
+        found.extend(itertools.islice(lines, count))  # also those before the fault
+    return found
 
 
 def _form(first: Iterable[Line]) -> Form:
@@ -205,26 +174,12 @@ def _form(first: Iterable[Line]) -> Form:
     return "trl" if row is None else detect(row)
 
 
-def _import(line: Line, form: Form) -> Imported | RowFault:
-    try:
-        return RowFault("malformed", line.fault) if line.fault else read_pair(line.row, form)
-    except RowFault as fault:
-        return fault
-
-
-def _shelve(line: Line, pair: Pair, shelf: Shelf, ledger: Ledger, *, number: int, fit: Fit) -> bool:
-    """Keep a pair that is new and fits the model; whether it was kept."""
-    try:
-        if bytes.fromhex(pair.id) in shelf.ids:
-            raise RowFault("duplicate", "the same prompt and responses stand in an earlier row")
-        tokens = fit()
-        if isinstance(tokens, Refused):
-            raise RowFault(tokens.reason, str(tokens))
-        shelf.add(pair, tokens, number)
-    except RowFault as fault:
-        ledger.refuse(line, fault)
-        return False
-    return True
+def _shared(path: str, data: DataSettings) -> Hashes:
+    """What many of the first prompts have."""
+    first = _first(path, FORM_LOOKS)
+    form = _form(first[:LOOKS]) if data.format == "auto" else data.format
+    found = [imported(line, form) for line in first]
+    return form_of([each.pair for each in found if isinstance(each, Imported)])
 
 
 def _probe(tokenizer: Tokenizer) -> None:
@@ -233,33 +188,67 @@ def _probe(tokenizer: Tokenizer) -> None:
     tokenize(pair, tokenizer, max_prompt=1 << 20, max_response=1 << 20)
 
 
-def _bound(main: Shelf, source: Source, data: DataSettings, ledger: Ledger) -> int:
-    """The bound below which a prompt is held out.
+@dataclass(frozen=True)
+class Sides:
+    """What becomes of the pairs on a shelf: masks of the two sides, and the fates of the others."""
 
-    Where all training pairs were set aside for their margin, a held-out prompt does not take their place.
+    train: Mask
+    heldout: Mask
+    fates: Fates
+
+
+def decide(
+    facts: Facts, shelf: Shelf, data: DataSettings, *, held: int | None, form: Hashes, name: Callable[[], str]
+) -> Sides:
+    """Which pairs are trained on and which held out; with `held` the first so many are held out already.
+
+    `form` is what many prompts have; `name` gives the source as messages show it, with what was refused so far.
     """
-    if source.heldout:
-        return 0
-    bound = threshold(main.draws, share=data.heldout_share, name=_name(source.train, ledger))
-    return max(bound, int(data.heldout_share * WHOLE)) if ledger.reasons["small_margin"] else bound
+    result = filters.fates(len(facts))
+    place = np.cumsum(facts.size_B) - facts.size_B
+
+    @functools.lru_cache(KEPT_IN_MIND)
+    def look(i: int) -> Pair:
+        return Pair.model_validate_json(shelf.line(int(place[i]), int(facts.size_B[i])))
+
+    prompts = filters.alike(facts, look, least=NEAR, form=form)
+    heldout = np.arange(len(facts)) < (held or 0)
+    filters.leave_out_leaks(result, prompts, held_B=heldout)
+    filters.leave_out_duplicates(result, facts)
+    filters.leave_out_near(result, facts, look, least=NEAR, form=form)
+    filters.leave_out_contradictions(result, facts)
+    if held is None:
+        number_B = filters.numbers_of(facts, prompts)
+        bound = threshold(number_B[result.kept_B].tolist(), share=data.heldout_share, name=name())
+        heldout = number_B < np.uint64(bound)
+        filters.leave_out_leaks(result, prompts, held_B=heldout)
+    close = np.flatnonzero(~heldout & (facts.grades_B3[:, 1] < data.least_margin) & result.kept_B)
+    result.leave_out(close, "small_margin", np.full(len(close), -1))
+    train = ~heldout & result.kept_B
+    within = np.cumsum(train) <= (len(facts) if data.limit is None else data.limit)
+    return Sides(train & within, heldout & result.kept_B, result)
 
 
-def _deal(
-    held: Shelf, main: Shelf, files: dict[str, BinaryIO], *, bound: int, limit: int | None, ledger: Ledger
-) -> dict[str, np.ndarray[Any, np.dtype[np.bool_]]]:
-    """Copy the shelves to the files of the two sides; per side, which pairs of held and then main it got."""
-    files["heldout"].writelines(held.lines())
-    numbers = np.array(main.draws, dtype=np.uint64)
-    heldout = numbers < np.uint64(bound)
-    train = ~heldout & (np.cumsum(~heldout) <= (len(numbers) if limit is None else limit))
-    for line, is_heldout, is_train in zip(main.lines(), heldout, train, strict=True):
-        if is_heldout or is_train:
-            files["heldout" if is_heldout else "train"].write(line)
-    ledger.beyond_limit += int((~heldout & ~train).sum())
-    return {
-        "train": np.concatenate([np.zeros(len(held), dtype=bool), train]),
-        "heldout": np.concatenate([np.ones(len(held), dtype=bool), heldout]),
-    }
+def _book(sides: Sides, facts: Facts, shelf: Shelf, data: DataSettings, ledger: Ledger) -> None:
+    """Write down the pairs that are left out because of others, and count those beyond the limit."""
+    found = sides.fates
+    ledger.beyond_limit = int((found.kept_B & ~sides.train & ~sides.heldout).sum())
+    place = np.cumsum(facts.size_B) - facts.size_B
+    for i in np.flatnonzero(~found.kept_B).tolist():
+        reason, other = str(found.reason_B[i]), int(found.other_B[i])
+        if reason == "small_margin":
+            why = f"the margin {facts.grades_B3[i, 1]:g} is under data.least_margin = {data.least_margin:g}"
+        else:
+            why = filters.WHY[reason].format(other=shelf.where(facts, other))
+        line = shelf.line(int(place[i]), int(facts.size_B[i]))
+        ledger.refuse(Refusal(shelf.where(facts, i), reason, why, json.loads(line)))
+
+
+def _deal(sides: Sides, shelf: Shelf, files: dict[str, BinaryIO]) -> None:
+    """Copy the lines of the two sides to their files."""
+    for line, train, heldout in zip(shelf.lines(), sides.train.tolist(), sides.heldout.tolist(), strict=True):
+        if train or heldout:
+            files["train" if train else "heldout"].write(line)
 
 
 REMEDIES = {
@@ -270,9 +259,20 @@ REMEDIES = {
 """What to do where nothing is left, by the reason most rows were refused for."""
 
 
-def _check_filled(sides: dict[str, np.ndarray[Any, np.dtype[np.bool_]]], source: Source, ledger: Ledger) -> None:
+def _point(seen: Inspection, facts: Facts, shelf: Shelf, folder: Path) -> None:
+    """Write which pairs a finding is about; files of earlier findings go."""
+    for left in folder.glob("*.jsonl"):
+        if left.stem not in seen.about:
+            left.unlink()
+    for name, places in seen.about.items():
+        with storage.replacing(folder / f"{name}.jsonl") as file:
+            for i in places.tolist():
+                file.write(storage.encode({"pair_id": facts.id_B[i].decode(), "where": shelf.where(facts, i)}))
+
+
+def _check_filled(sides: Sides, source: Source, ledger: Ledger) -> None:
     for side, path in (("train", source.train), ("heldout", source.heldout or source.train)):
-        if not sides[side].any():
+        if not getattr(sides, side).any():
             most = max(ledger.reasons, key=ledger.reasons.__getitem__, default="")
             remedy = REMEDIES.get(most, "give more rows")
             raise InputError(f"{_name(path, ledger)}: no pair is left for {side}; {remedy}")
@@ -284,20 +284,13 @@ def _name(path: str, ledger: Ledger) -> str:
     return storage.shown(path) + (f" (refused: {refused}; the first: {ledger.example})" if refused else "")
 
 
-def _summarize(
-    sides: dict[str, np.ndarray[Any, np.dtype[np.bool_]]],
-    held: Shelf,
-    main: Shelf,
-    *,
-    source: Source,
-    given: DataSettings,
-    ledger: Ledger,
-) -> CurateSummary:
-    counts = {side: int(mask.sum()) for side, mask in sides.items()}
+def _summarize(sides: Sides, facts: Facts, *, source: Source, given: DataSettings, ledger: Ledger) -> CurateSummary:
+    masks = {"train": sides.train, "heldout": sides.heldout}
+    counts = {side: int(mask.sum()) for side, mask in masks.items()}
     refused = sum(ledger.reasons.values())
     assert ledger.rows == sum(counts.values()) + refused + ledger.beyond_limit, "a row was lost"
-    draws = np.array([*held.draws, *main.draws], dtype=np.uint64)
-    table = np.concatenate([held.table(), main.table()])[sides["train"] | sides["heldout"]]
+    kept = sides.train | sides.heldout
+    table, margin = facts.counts_B5[kept].astype(np.float64), facts.grades_B3[kept, 1]
     lengths = {name: table[:, i] for i, name in enumerate(("prompt", "chosen", "rejected"))}
     return CurateSummary(
         source=storage.shown(given.pairs),
@@ -310,25 +303,27 @@ def _summarize(
         heldout=counts["heldout"],
         beyond_limit=ledger.beyond_limit,
         rejected=dict(sorted(ledger.reasons.items())),
-        prompts={side: len(np.unique(draws[mask])) for side, mask in sides.items()},
+        prompts={side: len(np.unique(facts.prompt_B[mask])) for side, mask in masks.items()},
         tokens={f"{name}_mean": round(float(of.mean()), 2) for name, of in lengths.items()}
         | {f"{name}_max": int(of.max()) for name, of in lengths.items()},
         cut={"chosen": int(table[:, 3].sum()), "rejected": int(table[:, 4].sum())},
         longer_chosen=round(float((lengths["chosen"] > lengths["rejected"]).mean()), 4),
-        margin={"mean": round(float(table[:, 5].mean()), 4), "max": round(float(table[:, 5].max()), 4)},
+        margin={"mean": round(float(margin.mean()), 4), "max": round(float(margin.max()), 4)},
         ignored_columns=dict(sorted(ledger.ignored.items())),
         joined_turns=ledger.joined,
     )
 
 
-def _teller(source: Source, ledger: Ledger, progress: Progress | None) -> Callable[[], None]:
-    """A call for every row that passes on every 64th."""
+def _teller(source: Source, progress: Progress | None) -> Callable[[int], None]:
+    """A call for some rows that were read."""
     if progress is None:
-        return lambda: None
+        return lambda rows: None
     total = sum(storage.count(path) for path in (source.train, source.heldout) if path)
+    done = 0
 
-    def tell() -> None:
-        if ledger.rows % EVERY == 0 or ledger.rows == total:
-            progress(ledger.rows, total)
+    def tell(rows: int) -> None:
+        nonlocal done
+        done += rows
+        progress(done, total)
 
     return tell

@@ -3,20 +3,44 @@
 from __future__ import annotations
 
 import json
-from array import array
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from druthers.curate.importers import Form, RowFault
-from druthers.records import InputError, Pair
+from druthers.curate.facts import Facts, joined, nothing
+from druthers.curate.importers import Form
+from druthers.records import InputError
 from druthers.storage import Line, encode
-from druthers.tokens import TokenizedPair
 
-NEVER_A_STOP = ("duplicate", "leak", "small_margin")
+NEVER_A_STOP = ("duplicate", "near_duplicate", "contradiction", "leak", "small_margin")
+"""Reasons that say nothing against a row by itself."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A row that is not used: where it stands, a code to count by, a sentence, and what it says."""
+
+    where: str
+    reason: str
+    why: str
+    row: dict[str, Any]
+
+    @property
+    def number(self) -> int:
+        """The number of its line."""
+        return number(self.where)
+
+
+def number(where: str) -> int:
+    """The number of a line in its file.
+
+    >>> number("pairs.jsonl:12")
+    12
+    """
+    return int(where.rpartition(":")[2])
 
 
 @dataclass
@@ -33,49 +57,62 @@ class Ledger:
     ignored: Counter[str] = field(default_factory=Counter)
     example: str = ""
 
-    def refuse(self, line: Line, fault: RowFault) -> None:
+    def refuse(self, refusal: Refusal) -> None:
         """Book a bad row, or raise InputError where bad rows stop the run."""
-        if self.stop and fault.reason not in NEVER_A_STOP:
-            raise InputError(f"{line.where}: {fault}; correct the row, or leave such rows out with data.bad_rows=drop")
-        self.reasons[fault.reason] += 1
-        self.example = self.example or f"{line.where}: {fault}"
-        self.file.write(
-            encode({"where": line.where, "reason": fault.reason, "why": str(fault), "row": _plain(line.row)})
-        )
+        where, reason, why = refusal.where, refusal.reason, refusal.why
+        if self.stop and reason not in NEVER_A_STOP:
+            raise InputError(f"{where}: {why}; correct the row, or leave such rows out with data.bad_rows=drop")
+        self.reasons[reason] += 1
+        self.example = self.example or f"{where}: {why}"
+        self.file.write(encode({"where": where, "reason": reason, "why": why, "row": _plain(refusal.row)}))
 
 
 @dataclass
 class Shelf:
-    """Kept pairs: their lines in a temporary file, and for each its prompt's number, token counts and margin."""
+    """Pairs that may be kept: their lines in a temporary file, their facts in memory."""
 
     spool: BinaryIO
-    ids: set[bytes] = field(default_factory=set)
-    draws: array[int] = field(default_factory=lambda: array("Q"))
-    counts: array[int] = field(default_factory=lambda: array("I"))
-    margins: array[float] = field(default_factory=lambda: array("d"))
+    names: list[str] = field(default_factory=list)
+    lots: list[Facts] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    groups: dict[str, int] = field(default_factory=dict)
 
-    def add(self, pair: Pair, tokens: TokenizedPair, draw: int) -> None:
-        """Put a pair on the shelf."""
-        self.spool.write(encode(pair.line()))
-        self.ids.add(bytes.fromhex(pair.id))
-        self.draws.append(draw)
-        self.counts.extend(
-            (len(tokens.prompt), len(tokens.chosen), len(tokens.rejected), tokens.cut_chosen, tokens.cut_rejected)
-        )
-        self.margins.append(pair.margin)
+    def add(self, name: str, lines: bytes, facts: Facts, groups: Sequence[str]) -> None:
+        """Some pairs of one file; `groups` are those that their facts speak of."""
+        self.spool.write(lines)
+        self.names.append(name)
+        place = np.array([self.groups.setdefault(group, len(self.groups)) for group in groups], dtype=np.int32)
+        self.lots.append(replace(facts, group_B=place[facts.group_B]) if len(facts) else facts)
+        self.sizes.append(len(facts))
 
     def __len__(self) -> int:
-        return len(self.draws)
+        return sum(self.sizes)
+
+    def facts(self) -> Facts:
+        """Those of all; the shelf takes no more after that."""
+        whole = joined(self.lots) if self.lots else nothing()
+        self.lots.clear()
+        return whole
+
+    def where(self, facts: Facts, i: int) -> str:
+        """File and line of a pair."""
+        lot = int(np.searchsorted(np.cumsum(self.sizes), i, side="right"))
+        return f"{self.names[lot]}:{facts.line_B[i]}"
 
     def lines(self) -> Iterator[bytes]:
         """The lines in the order they were added."""
         self.spool.seek(0)
         yield from self.spool
 
-    def table(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """(pairs, 6): tokens of prompt, chosen and rejected, whether chosen and rejected were cut, and the margin."""
-        counts = np.array(self.counts, dtype=np.float64).reshape(-1, 5)
-        return np.column_stack([counts, np.array(self.margins, dtype=np.float64)])
+    def line(self, start: int, size: int) -> bytes:
+        """The line at a place of the file."""
+        self.spool.seek(start)
+        return self.spool.read(size)
+
+
+def refusal(line: Line, *, reason: str, why: str) -> Refusal:
+    """The refusal of a line."""
+    return Refusal(line.where, reason, why, line.row)
 
 
 def _plain(row: dict[str, Any]) -> Any:

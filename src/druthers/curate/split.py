@@ -21,9 +21,13 @@ def draw(prompt: Iterable[Message], *, seed: int) -> int:
     >>> draw(user("Name a fruit."), seed=0) == draw(user(" name  a FRUIT.\n"), seed=0)
     True
     """
-    evened = "\x1e".join(f"{m.role}\x1f{' '.join(m.content.casefold().split())}" for m in prompt)
-    digest = hashlib.blake2b(f"{seed}\x1e{evened}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    digest = hashlib.blake2b(f"{seed}\x1e{evened(prompt)}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big")
+
+
+def evened(messages: Iterable[Message]) -> str:
+    """Roles and contents with case and white space evened out."""
+    return "\x1e".join(f"{m.role}\x1f{' '.join(m.content.casefold().split())}" for m in messages)
 
 
 def threshold(draws: Iterable[int], *, share: float, name: str) -> int:

@@ -1,22 +1,22 @@
-"""A run directory as one self-contained HTML page.
+"""A run directory as self-contained HTML pages, a data card, and one screen of text.
 
 The report only reads files: no stage imports it and it imports none.
 """
 
 from __future__ import annotations
 
-from functools import cache
-from importlib import resources
 from pathlib import Path
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
-
 from druthers import storage
+from druthers.report.data import write_data_page
+from druthers.report.datacard import card
+from druthers.report.dataset import QUALITY, SUMMARY, tree_of
+from druthers.report.layout import template
 from druthers.report.page import view
 from druthers.report.reading import read_run
-from druthers.report.wording import whole
+from druthers.report.screen import Line, lines
 
-__all__ = ["write_report"]
+__all__ = ["card", "data_lines", "write_data_page", "write_report"]
 
 
 def write_report(run_dir: Path) -> Path:
@@ -26,17 +26,11 @@ def write_report(run_dir: Path) -> Path:
     Raises InputError where `run_dir` is not a run directory or its config.json cannot be read.
     """
     page = run_dir / "report.html"
-    storage.write_text(page, template().render(view(read_run(run_dir))))
+    storage.write_text(page, template("page.html.j2").render(view(read_run(run_dir))))
     return page
 
 
-@cache
-def template() -> Template:
-    """The page with its style sheet; every value is escaped, because model text is not trusted."""
-    folder = resources.files(__name__)
-    loader = FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8"))
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["whole"] = whole
-    return environment.get_template("page.html.j2")
+def data_lines(run: Path, *, page: Path) -> list[Line]:
+    """One screen about the data of a run; `page` is what its last line names."""
+    summary, quality = (tree_of(run, file, []) for file in (SUMMARY, QUALITY))
+    return lines(summary, quality, page=str(page))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 from markupsafe import Markup
@@ -312,3 +312,138 @@ def start(before: NDArray[np.float64], edges: NDArray[np.float64], x: Scale, y: 
     shares = binned(before, edges)
     corners = [(float(edge), float(h)) for a, b, h in zip(edges, edges[1:], shares, strict=False) for edge in (a, b)]
     return curve([(float(edges[0]), 0.0), *corners, (float(edges[-1]), 0.0)], x, y, "base")
+
+
+# --- limits ----------------------------------------------------------------------------------------------------------
+
+
+def zones_scale(values: Sequence[float], limits: Sequence[float]) -> Scale:
+    """A scale that holds value, interval and limits with air beyond the outer limit; it begins at 0 where it can.
+
+    >>> zones_scale([0.01, 0.02], [0.05]).low, zones_scale([3.0], [2.0, 5.0]).high > 5
+    (0.0, True)
+    """
+    every = [*values, *limits]
+    low, high = min(every), max(every)
+    reach = max(abs(limit) for limit in limits) if limits else 0.0
+    air = 0.3 * max(high - low, 0.3 * reach) or 1.0
+    start = -0.15 * air if 0.0 in limits else 0.0
+    return Scale(start if low >= 0 else low - air, -start if high <= 0 and low < 0 else high + air)
+
+
+def zones_row(
+    scale: Scale, *, value: float, low: float, high: float, zones: Sequence[tuple[str, float, float]], label: str
+) -> Markup:
+    """A value with its interval over the zones its limits make, each a (class of style.css, start, end)."""
+    middle, style = ROW / 2, zone_of(value, zones)
+    under = joined(bar(scale, a, b, y=middle - 9, height=18, style=f"zone {name}") for name, a, b in zones)
+    inner = {a for _, a, _ in zones if scale.low < a < scale.high}
+    ends = joined(line(scale.across(at), middle - 11, scale.across(at), middle + 11, "edge") for at in sorted(inner))
+    width = bar(scale, low, high, y=middle - 2.5, height=5, style="reach") if high > low else EMPTY
+    return figure(
+        under + ends + width + dot(scale.across(value), middle, 6, f"dot {style}"),
+        height=ROW,
+        label=label,
+        style="track",
+    )
+
+
+def zone_of(value: float, zones: Sequence[tuple[str, float, float]]) -> str:
+    """The zone a value lies in.
+
+    >>> zone_of(3, [("fine", 0, 2), ("warned", 2, 9)]), zone_of(1, [])
+    ('warned', 'plain')
+    """
+    return next((name for name, a, b in zones if a <= value <= b), "plain")
+
+
+# --- counted bins and points -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Binned:
+    """The share of each bin of one series, in the order of the edges."""
+
+    name: str
+    style: str
+    shares: Sequence[float]
+
+
+def binned_chart(edges: Sequence[float], series: Sequence[Binned], *, label: str) -> Markup:
+    """The first series as bars, the others as outlines; bins of unlike widths are drawn equally wide."""
+    even = evenly(edges)
+    x_of = list(edges) if even else [float(i) for i in range(len(edges))]
+    x, y = Scale(x_of[0], x_of[-1]), Scale(0, 1.12 * (max(max(one.shares) for one in series) or 1))
+    first, *rest = series
+    bars = joined(
+        bar(x, a, b, y=down(y, h), height=TOP + PLOT - down(y, h), style=f"bin {first.style}")
+        for a, b, h in zip(x_of, x_of[1:], first.shares, strict=False)
+        if h > 0
+    )
+    outlines = joined(outline(x_of, one, x, y) for one in rest)
+    if even:
+        foot = feet(x, ticks(x.low, x.high, most=7), plain)
+    else:
+        at = range(0, len(edges), max(1, math.ceil(len(edges) / 8)))
+        foot = feet(x, [float(i) for i in at], lambda i: plain(edges[int(i)]))
+    body = frame(y, lambda v: f"{100 * v:.3g}\u202f%", strong=0.0) + bars + outlines + foot
+    return figure(body, height=TOP + PLOT + FOOT, label=label, style="plot")
+
+
+def evenly(edges: Sequence[float]) -> bool:
+    """Whether the bins are about equally wide.
+
+    >>> evenly([0, 10, 20]), evenly([0, 10, 100])
+    (True, False)
+    """
+    widths = [b - a for a, b in pairwise(edges)]
+    return max(widths) <= 1.01 * min(widths)
+
+
+def outline(x_of: Sequence[float], one: Binned, x: Scale, y: Scale) -> Markup:
+    """A series as a line over its bins."""
+    corners = [(edge, h) for a, b, h in zip(x_of, x_of[1:], one.shares, strict=False) for edge in (a, b)]
+    return curve([(x_of[0], 0.0), *corners, (x_of[-1], 0.0)], x, y, one.style)
+
+
+def plain(value: float) -> str:
+    """A number at an axis.
+
+    >>> plain(-2500), plain(0.25)
+    ('−2,500', '0.25')
+    """
+    return f"{value:,.6g}".replace("-", "\u2212")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A value over a place, with its interval."""
+
+    x: float
+    value: float
+    low: float
+    high: float
+
+
+def points_chart(
+    series: Sequence[tuple[str, Sequence[Point]]], *, form: Format, label: str, level: float | None, joint: bool
+) -> Markup:
+    """Values with their intervals over a number, each series a (class of style.css, points); `joint` joins them."""
+    every = [point for _, points in series for point in points]
+    xs = [point.x for point in every]
+    x = spread(xs)
+    y = spread([v for p in every for v in (p.low, p.high)], include=[] if level is None else [level])
+    whiskers = joined(
+        line(x.across(p.x), down(y, p.low), x.across(p.x), down(y, p.high), f"whisker {style}")
+        for style, points in series
+        for p in points
+        if p.high > p.low
+    )
+    lines = joined(
+        curve([(p.x, p.value) for p in points], x, y, style) for style, points in series if joint and len(points) > 1
+    )
+    dots = joined(
+        dot(x.across(p.x), down(y, p.value), 3.5, f"point {style}") for style, points in series for p in points
+    )
+    body = frame(y, form, strong=level) + whiskers + lines + dots + feet(x, ticks(x.low, x.high, most=7), plain)
+    return figure(body, height=TOP + PLOT + FOOT, label=label, style="plot")

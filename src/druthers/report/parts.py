@@ -35,6 +35,7 @@ class Table:
     legend: Sequence[tuple[str, str]]
     axis: Markup = EMPTY
     grid: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)

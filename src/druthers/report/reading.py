@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ TREES = (
 COLUMNS = ("pair_id", "step", "split", "logratio_chosen", "logratio_rejected")
 WRITERS = {
     "data": "the curate stage has not run here",
+    "data/quality.json": "the pairs were curated without measuring them",
     "metrics.jsonl": "the train stage has not taken a step here",
     "outcomes.parquet": "the train stage has not finished here",
     "checkpoints": "the train stage has kept no checkpoint here",
@@ -106,7 +108,7 @@ def read_run(path: Path) -> RunFiles:
 
     Raises InputError where `path` is no run directory or its config.json cannot be read.
     """
-    if not (path / "config.json").is_file():
+    if not os.path.isfile(path / "config.json"):  # which knows no fault: a name may be too long for a file system
         raise InputError(
             f"{path}: is not a run directory, because it has no config.json; name a folder that `druthers align` made"
         )

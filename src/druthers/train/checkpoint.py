@@ -6,9 +6,12 @@ import contextlib
 import json
 import os
 import pickle
-from collections.abc import Iterator
+import re
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
@@ -18,12 +21,16 @@ from torch.optim import Optimizer
 from druthers.devices import ALONE, World, lost
 from druthers.models import Loaded, remove_tree, restore_trainable, save_trainable, trainable
 from druthers.records import InputError, first_line
+from druthers.run import Run
 from druthers.storage import write_json
 from druthers.train import shards
 
 FOLDER = "checkpoints"
 WEIGHTS = "weights.safetensors"
 OPTIMIZER = "optimizer.pt"
+POSITION = "position.json"
+PIECE = 1 << 20
+"""Bytes that are summed at once."""
 SHARDS = "shards"
 """Weights and optimizer state of a run on several ranks, in parts."""
 
@@ -93,10 +100,14 @@ def save_split(
                 raise OSError(fault)
             if weights:
                 save_file(weights, partial / WEIGHTS)
-            complete(folder, partial, position)
+            complete(folder, partial, position, sums=sums)
 
     world.first(start)
     fault = shards.write(partial / SHARDS, policy, optimizer)
+    own: dict[str, int] = {}
+    with contextlib.suppress(OSError):  # all ranks meet below; a part that cannot be read is the reader's to refuse
+        own = {} if fault else sums_of(partial, (partial / SHARDS).glob(f"__{world.rank}_*"))
+    sums = world.union(own)
     best_so_far = position.best_step == position.step
     weights = world.whole(trainable(policy)) if best_so_far and not fault else {}
     world.first(finish)
@@ -108,15 +119,54 @@ def begin(partial: Path) -> None:
     partial.mkdir(parents=True)
 
 
-def complete(folder: Path, partial: Path, position: Position) -> None:
-    """Write the position, flush every file and rename the folder."""
-    (partial / "position.json").write_text(json.dumps(asdict(position)), encoding="utf-8")
-    for file in partial.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
+def complete(folder: Path, partial: Path, position: Position, *, sums: Mapping[str, int] | None = None) -> None:
+    """Write the position and the checksums (`sums` are known already), flush every file and rename the folder."""
+    files = [file for file in sorted(partial.rglob("*")) if file.is_file()]
+    missing = (file for file in files if file.relative_to(partial).as_posix() not in (sums or {}))
+    note = asdict(position) | {"crc32": {**(sums or {}), **sums_of(partial, missing)}}
+    (partial / POSITION).write_text(json.dumps(note), encoding="utf-8")
+    for file in (*files, partial / POSITION):
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
     remove_tree(folder)
     partial.rename(folder)
+
+
+def sums_of(folder: Path, files: Iterator[Path]) -> dict[str, int]:
+    """Checksums by the names of files below a folder."""
+    found = {}
+    for path in files:
+        with path.open("rb") as file:
+            found[path.relative_to(folder).as_posix()] = checksum(file)
+    return found
+
+
+def checksum(file: BinaryIO) -> int:
+    """CRC-32 of a file: a bit that flipped on the disk or on the way to it changes it."""
+    found = 0
+    while data := file.read(PIECE):
+        found = zlib.crc32(data, found)
+    return found
+
+
+def check(folder: Path, note: Mapping[str, Any], *, world: World = ALONE) -> None:
+    """Raises ValueError on every rank for a file that is not what was written; each rank reads its share of them.
+
+    What was removed since, or written by a version that took no checksums, is not looked at.
+    """
+    wanted = note.get("crc32", {})
+    if not isinstance(wanted, dict):
+        raise ValueError(f"{POSITION} holds no checksums")
+    names, bad = sorted(name for name in wanted if (folder / name).is_file()), -1
+    for i in range(world.rank, len(names), world.size):
+        try:
+            right = sums_of(folder, iter([folder / names[i]])) == {names[i]: wanted[names[i]]}
+        except OSError:
+            right = False
+        bad = bad if right else i
+    worst = int(world.most(bad))
+    if worst >= 0:
+        raise ValueError(f"{names[worst]} is not what was written")
 
 
 @contextlib.contextmanager
@@ -170,12 +220,15 @@ def can_continue(folder: Path) -> bool:
     return (folder / OPTIMIZER).is_file() or (folder / SHARDS / shards.INDEX).is_file()
 
 
-def restore(folder: Path, policy: Loaded, optimizer: Optimizer) -> Position:
+def restore(folder: Path, policy: Loaded, optimizer: Optimizer, *, world: World = ALONE) -> Position:
     """Put weights and optimizer state back and return the position; raises InputError when the files are damaged.
 
     One process or many may have written it, and one or many may read it.
     """
     try:
+        note = json.loads((folder / POSITION).read_text(encoding="utf-8"))
+        position = Position(**{key: value for key, value in note.items() if key != "crc32"})
+        check(folder, note, world=world)
         if not (folder / OPTIMIZER).is_file():
             shards.read(folder / SHARDS, policy, optimizer)
         elif policy.whole is not None:
@@ -184,8 +237,17 @@ def restore(folder: Path, policy: Loaded, optimizer: Optimizer) -> Position:
             restore_trainable(policy, folder / WEIGHTS)
             state = torch.load(folder / OPTIMIZER, map_location=policy.device, weights_only=True)
             optimizer.load_state_dict(state)
-        return Position(**json.loads((folder / "position.json").read_text(encoding="utf-8")))
-    except (OSError, RuntimeError, ValueError, TypeError, LookupError, EOFError, pickle.UnpicklingError) as error:
+        return position
+    except (
+        OSError,
+        RuntimeError,
+        AttributeError,
+        ValueError,
+        TypeError,
+        LookupError,
+        EOFError,
+        pickle.UnpicklingError,
+    ) as error:
         if lost(error):
             raise
         raise InputError(
@@ -194,9 +256,27 @@ def restore(folder: Path, policy: Loaded, optimizer: Optimizer) -> Position:
 
 
 def best(run: Path) -> Path:
-    """The folder of the best checkpoint; raises InputError when the run has not trained yet."""
+    """The folder of the best checkpoint; raises InputError when the run has not trained yet or best.json is damaged."""
+    file, opened = f"{FOLDER}/best.json", Run(run)
+    if not opened.has(file):
+        raise InputError(f"{run} has no trained checkpoint; run `druthers train` or `druthers align` first")
+    note = opened.json(file)
+    folder, step = note.get("folder"), note.get("step")
+    if not isinstance(folder, str) or not isinstance(step, int) or not re.fullmatch(r"step-[0-9]+", folder):
+        raise opened.damaged(file, "names no checkpoint")
+    return run / FOLDER / folder
+
+
+def best_weights(run: Path) -> Path:
+    """The weights file of the best checkpoint; raises InputError as `best`, and when it is not what was written."""
+    folder = best(run)
+    place = folder / POSITION
     try:
-        note = json.loads((run / FOLDER / "best.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise InputError(f"{run} has no trained checkpoint; run `druthers train` or `druthers align` first") from None
-    return run / FOLDER / str(note["folder"])
+        sums = json.loads(place.read_text(encoding="utf-8")).get("crc32", {}) if place.exists() else {}
+        check(folder, {"crc32": {name: sums[name] for name in (WEIGHTS,) if name in sums}})
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"checkpoint {folder} is damaged: {first_line(error)}; restore it from a copy, or start a new run with "
+            "run=FOLDER"
+        ) from error
+    return folder / WEIGHTS

@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from druthers import storage
 from druthers.devices import World
 from druthers.records import InputError, Outcome
-from druthers.run import Run
+from druthers.run import Run, from_the_start
 from druthers.storage import replacing
 from druthers.tokens import TokenizedPair
 from druthers.train import checkpoint
@@ -43,14 +44,19 @@ class Scored:
     tokens: int
 
 
+def mean_loss(scored: Scored) -> float | None:
+    """The weighted mean of the losses; None where no pair has a weight."""
+    weight_P = torch.tensor([pair.weight for pair in scored.pairs], dtype=torch.float64)
+    return ((scored.loss_P * weight_P).sum() / weight_P.sum()).item() if weight_P.sum() > 0 else None
+
+
 def metrics_of(scored: Scored, *, beta: float) -> Row:
     """Means over the pairs, under the names TRL gives the same quantities."""
-    weight_P = torch.tensor([pair.weight for pair in scored.pairs], dtype=torch.float64)
     reward_CP = beta * scored.ratio_CP
     margin_P = reward_CP[0] - reward_CP[1]
     right_P = (margin_P > 0).double() + 0.5 * (margin_P == 0).double()
     return {
-        "loss": ((scored.loss_P * weight_P).sum() / weight_P.sum()).item() if weight_P.sum() > 0 else None,
+        "loss": mean_loss(scored),
         "rewards/chosen": reward_CP[0].mean().item(),
         "rewards/rejected": reward_CP[1].mean().item(),
         "rewards/margins": margin_P.mean().item(),
@@ -134,7 +140,7 @@ class Logs:
         """One line of metrics and one line for every pair."""
         lines = [outcome.model_dump_json().encode() + b"\n" for outcome in outcomes_of(scored, step=step, split=split)]
         with full_disk(self.metrics.name):
-            self.metrics.write(json.dumps(row).encode() + b"\n")
+            self.metrics.write(json.dumps(row, allow_nan=False).encode() + b"\n")
             self.metrics.flush()
             self.outcomes.writelines(lines)
             self.outcomes.flush()
@@ -182,9 +188,15 @@ def opened_at(path: Path, size: int) -> IO[bytes]:
 
 
 def write_outcomes(run: Run) -> None:
-    """outcomes.parquet from the log of a finished run, which is then removed."""
+    """outcomes.parquet from the log of a finished run, which is then removed.
+
+    Raises InputError for a damaged line.
+    """
     log = run.path(OUTCOME_LOG)
-    rows = [json.loads(line) for line in log.read_bytes().splitlines()]
+    try:
+        rows = [outcome.model_dump() for outcome in storage.read(str(log), Outcome)]
+    except InputError as error:
+        raise InputError(f"{error}; {from_the_start(run.folder)}") from None
     with replacing(run.path("outcomes.parquet")) as file:
         pq.write_table(pa.Table.from_pylist(rows), file, compression="zstd")
     log.unlink()

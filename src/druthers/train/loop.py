@@ -36,7 +36,7 @@ from druthers.tokens import TokenizedPair
 from druthers.train import checkpoint, reference
 from druthers.train.checkpoint import Position
 from druthers.train.interruption import Interrupted, Interruption
-from druthers.train.logs import OUTCOME_LOG, Log, Row, Scored, metrics_of, open_logs, write_outcomes
+from druthers.train.logs import OUTCOME_LOG, Log, Row, Scored, mean_loss, metrics_of, open_logs, write_outcomes
 from druthers.train.optimizer import AdamW8bit, state_bytes
 from druthers.train.reference import Reference
 
@@ -204,9 +204,14 @@ def check_step_0(scored: Scored, *, compute: torch.dtype) -> None:
         )
 
 
+def finite(scored: Scored) -> bool:
+    """Whether every loss is a number, and their mean."""
+    return bool(torch.isfinite(scored.loss_P).all()) and math.isfinite(mean_loss(scored) or 0.0)
+
+
 def check_finite(scored: Scored, *, norm: float, step: int) -> None:
     """Stop before a broken update reaches the weights."""
-    if not math.isfinite(norm) or not bool(torch.isfinite(scored.loss_P).all()):
+    if not (math.isfinite(norm) and finite(scored)):
         raise InputError(
             f"step {step}: the loss or its gradient is not finite (gradient norm {norm}, "
             f"worst pair {worst(scored).id}); the weights were not changed; "
@@ -216,7 +221,7 @@ def check_finite(scored: Scored, *, norm: float, step: int) -> None:
 
 def check_finite_heldout(scored: Scored, *, step: int) -> None:
     """Stop before a diverged model is logged or saved."""
-    if not bool(torch.isfinite(scored.loss_P).all()):
+    if not finite(scored):
         raise InputError(
             f"step {step}: the held-out loss is not finite (worst pair {worst(scored).id}); "
             "nothing of this step was saved; lower train.learning_rate or look at that pair"
@@ -340,7 +345,7 @@ def train(
     policy = devices.shard(policy, world)
     optimizer = make_optimizer(policy, t, seed=settings.seed)
     found = world.first(lambda: checkpoint.latest(run.folder))
-    position = checkpoint.restore(found, policy, optimizer) if found else Position()
+    position = checkpoint.restore(found, policy, optimizer, world=world) if found else Position()
     if found:
         world.first(lambda: checkpoint.settle(run.folder, position, metric=t.best_metric))
     course = Course(run, settings, crew_of(policy, world), pairs, order, heldout, chosen.scores, loss, note)

@@ -1,0 +1,394 @@
+"""What the findings of a data set mean for what to do next: questions, rules, and the answers that follow from them.
+
+The rules themselves stand in `rules`. Here is what they see (`Evidence`) and how they are read: of answers that exclude
+one another the first rule that fires is given, of others all that fire. Where nothing speaks, the answer is that it is
+not known and what is missing; evidence that is added can only take from what is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from druthers import power
+from druthers.power import Curve
+from druthers.records import Advice, Finding
+from druthers.stats import Interval
+
+NOT_KNOWN = "not measured"
+DESPITE_NOISE = 0.49
+"""Noise estimates above this are taken as this: at one half labels say nothing and no number of them is enough."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """How much there is of one group: training pairs, and different prompts held out."""
+
+    pairs: int
+    heldout_prompts: int
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a data set, of the run made of it, and of what is wanted; None is not known.
+
+    `findings` are those of the data; `ties` the share of judged comparisons that were tied, `conflicts` the share of
+    comparisons by several criteria in which these disagree, `longer` the share of pairs whose chosen side is longer,
+    `cut` the shares of chosen and rejected responses that were shortened, `graded` how many training pairs carry a
+    probability below 1 or a margin, `unpaired` how many single answers with a thumb there are. `asked` prompts are
+    answered and judged at the end of a run. `accuracy` and `won` are what a finished run reached, `curve` what runs of
+    several sizes say. `improvement` (in 0..0.5) is what should be seen, `rounds` how often data will be collected and a
+    model trained. For commands: `options` repeat the settings of `run`, `fresh` is a run directory that may still
+    change, `smaller` are the runs that would give a curve.
+    """
+
+    findings: tuple[Finding, ...] = ()
+    run: str = "RUN"
+    improvement: float = 0.05
+    rounds: int = 1
+    pairs: int | None = None
+    prompts: int | None = None
+    heldout: int | None = None
+    heldout_prompts: int | None = None
+    asked: int | None = None
+    unpaired: int = 0
+    graded: int = 0
+    ties: Interval | None = None
+    conflicts: Interval | None = None
+    longer: float | None = None
+    cut: tuple[float, float] | None = None
+    groups: Mapping[str, Group] = field(default_factory=dict)
+    rubric: bool = False
+    epochs: float = 1.0
+    accuracy: Interval | None = None
+    won: Interval | None = None
+    curve: Curve | None = None
+    curve_missing: str = "runs of at least three sizes (`--runs`)"
+    options: str = ""
+    fresh: str = "RUN"
+    smaller: str = ""
+
+    def all(self, name: str) -> tuple[Finding, ...]:
+        """Every finding of that id that is defined."""
+        return tuple(found for found in self.findings if found.id == name and found.status != "undefined")
+
+    def one(self, name: str) -> Finding | None:
+        """The finding on the whole data, or else the worst of its slices."""
+        found = sorted(self.all(name), key=lambda f: (bool(f.slice), ("fail", "warn", "pass").index(f.status)))
+        return found[0] if found else None
+
+    def knows(self, name: str) -> bool:
+        """Whether a finding of that id is defined, or a count of that name is there."""
+        if "." in name:
+            return bool(self.all(name))
+        value = getattr(self, name)
+        return value is not None and value != {}
+
+    def bad(self, *names: str) -> bool:
+        """Whether any of these is at warning or failure, on the whole or in a slice."""
+        return any(found.status in ("warn", "fail") for name in names for found in self.all(name))
+
+    def fails(self, *names: str) -> bool:
+        """Whether any of these fails on the whole data (or, where that was not measured, in a slice)."""
+        return any(found is not None and found.status == "fail" for found in map(self.one, names))
+
+    @property
+    def noise(self) -> float | None:
+        """Share of labels that are the wrong way round, by D3.noise."""
+        found = self.one("D3.noise")
+        return None if found is None or found.value is None else min(max(share(found), 0.0), DESPITE_NOISE)
+
+    @property
+    def tied(self) -> float:
+        """The share of ties, 0 where it is not known."""
+        return min(self.ties.value, 0.95) if self.ties else 0.0
+
+    @property
+    def win_rate_needs(self) -> int:
+        """Prompts that show the improvement as a win rate over 1/2."""
+        gain = min(self.improvement, (1 - self.tied) / 2)
+        return power.win_rate_needed(gain, ties=self.tied)
+
+    @property
+    def accuracy_needs(self) -> int:
+        """Held-out prompts that show the improvement as accuracy: over 1/2, or over that of an earlier run."""
+        noise = self.noise or 0.0
+        if self.accuracy is None:
+            return power.win_rate_needed(min(self.improvement, 0.5), noise=noise)
+        before = min(self.accuracy.value, 1 - noise - self.improvement)
+        seen = self.improvement * power.visible(noise)
+        apart = before * (1 - before - seen) + (before + seen) * (1 - before)
+        return power.comparisons_needed(seen, changed=min(1.0, max(apart, seen)))
+
+    def scarce(self) -> tuple[str, ...]:
+        """Groups with less than half of what an equal share of the training pairs would be."""
+        total = sum(group.pairs for group in self.groups.values())
+        return tuple(sorted(name for name, group in self.groups.items() if 2 * group.pairs * len(self.groups) < total))
+
+    def short_groups(self) -> dict[str, float]:
+        """Groups whose held-out prompts do not show the improvement, with what they show at least (in 0..1)."""
+        shown = {
+            name: power.detectable_gain(group.heldout_prompts, noise=self.noise or 0.0)
+            for name, group in sorted(self.groups.items())
+        }
+        return {name: gain for name, gain in shown.items() if gain > self.improvement}
+
+
+def share(found: Finding) -> float:
+    """The value of a finding that is a share, in 0..1 also where it is given in per cent or points.
+
+    >>> share(Finding(id="D3.noise", status="pass", text="", value=12.0, unit="%"))
+    0.12
+    """
+    assert found.value is not None, f"{found.id} has no value"
+    return found.value / 100 if found.unit in ("%", "per cent", "percent", "points") else found.value
+
+
+Condition = Callable[[Evidence], bool]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When it fires, what is then the answer, and why: `because` for everyone, the numbers of `needs` for this data.
+
+    `fires` is the condition in words. `answer`, `because` and `action` are templates over `numbers`. `needs` names
+    findings (with a dot) and counts of the evidence, or finds their names. `sources` are arXiv ids that `because`
+    states, or "default" for thresholds of ours.
+    """
+
+    id: str
+    fires: str
+    when: Condition
+    answer: str
+    because: str
+    needs: tuple[str, ...] | Callable[[Evidence], tuple[str, ...]] = ()
+    action: str = ""
+    sources: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, its rules in order, what it takes to say that all is well, and what is then said.
+
+    `wants` are alternatives: one finding or count of each tuple has to be there. `exclusive` answers exclude one
+    another, and the first rule wins.
+    """
+
+    id: str
+    text: str
+    exclusive: bool
+    rules: tuple[Rule, ...]
+    wants: tuple[tuple[str, ...], ...]
+    fine: Rule | None
+    unknown: Rule
+
+    @property
+    def every(self) -> tuple[Rule, ...]:
+        """All rules, the ones for all well and not known included."""
+        return (*self.rules, *((self.fine,) if self.fine else ()), self.unknown)
+
+
+def advise(evidence: Evidence, questions: Iterable[Question]) -> list[Advice]:
+    """The answers, in the order of the questions and their rules.
+
+    Each question has at least one answer, an exclusive one exactly one. The same evidence gives the same answers.
+    """
+    facts = numbers(evidence)
+    return [stated(question, rule, evidence, facts) for question in questions for rule in chosen(question, evidence)]
+
+
+def chosen(question: Question, evidence: Evidence) -> list[Rule]:
+    """The rules that answer."""
+    fired = [rule for rule in question.rules if rule.when(evidence)]
+    gone = lacking(question, evidence)
+    if question.exclusive and fired:
+        return fired[:1]
+    if gone or question.fine is None:
+        return [*fired, question.unknown] if gone or not fired else fired
+    return fired or [question.fine]
+
+
+def lacking(question: Question, evidence: Evidence) -> tuple[str, ...]:
+    """What the question wants and the evidence has not, with the reason where there is one."""
+    gone = (options for options in question.wants if not any(map(evidence.knows, options)))
+    return tuple(missing(options, evidence) for options in gone)
+
+
+def missing(options: tuple[str, ...], evidence: Evidence) -> str:
+    """One thing that is missing, or the alternatives, and why the first of them that was tried has no value."""
+    tried = [f for f in evidence.findings if f.id in options and f.undefined]
+    named = " or ".join(NAMES.get(option, option) for option in options)
+    if options == ("curve",):
+        return evidence.curve_missing
+    return f"{named} ({tried[0].undefined})" if tried else named
+
+
+NAMES = {
+    "pairs": "the number of training pairs",
+    "prompts": "the number of different prompts",
+    "heldout_prompts": "the number of held-out prompts",
+    "groups": "groups (the field `group` of the pairs)",
+    "accuracy": "a finished run",
+}
+"""How counts are called where they are missing."""
+
+
+def stated(question: Question, rule: Rule, evidence: Evidence, facts: Mapping[str, str]) -> Advice:
+    """One rule as an answer, with what it saw."""
+    not_known = rule is question.unknown
+    named = rule.needs if isinstance(rule.needs, tuple) else rule.needs(evidence)
+    seen = tuple(name for name in named if evidence.knows(name))
+    reasons = [rule.because.format_map(facts), *(line for name in seen for line in said(name, evidence, facts))]
+    return Advice(
+        question=question.text,
+        answer=rule.answer.format_map(facts),
+        rule=rule.id,
+        why=" ".join(reason for reason in reasons if reason),
+        evidence=seen,
+        action=rule.action.format_map(facts),
+        sources=rule.sources,
+        missing=lacking(question, evidence) if not_known else (),
+    )
+
+
+def said(name: str, evidence: Evidence, facts: Mapping[str, str]) -> list[str]:
+    """What a finding or count says, with its numbers; of many slices the three worst."""
+    if "." not in name:
+        return [f"{COUNTS[name]}: {facts[name]}."] if name in COUNTS else []
+    found = sorted(evidence.all(name), key=lambda f: ("fail", "warn", "pass").index(f.status))
+    worst = [f for f in found if f.status != "pass" or f.uncertain] or found[:1]
+    more = f" {len(worst) - 3} more like it." if len(worst) > 3 else ""
+    lines = [f"{finding.text.rstrip('.')} [{label(finding)}]." for finding in worst[:3]]
+    return [*lines[:-1], lines[-1] + more] if lines else []
+
+
+COUNTS = {
+    "pairs": "Training pairs",
+    "prompts": "Different prompts in them",
+    "heldout_prompts": "Held-out prompts",
+    "asked": "Prompts answered and judged at the end of a run",
+    "unpaired": "Single answers with a thumb",
+    "graded": "Training pairs with p below 1 or a margin",
+    "ties": "Ties among the judged comparisons",
+    "conflicts": "Comparisons in which criteria disagree",
+    "longer": "Pairs whose chosen side is longer",
+    "cut": "Responses cut (chosen, rejected)",
+    "accuracy": "Held-out accuracy of the finished run",
+    "won": "Win rate of the finished run",
+}
+"""How counts are called where they are said."""
+
+
+def label(found: Finding) -> str:
+    """Id, slice, number, interval and n of a finding.
+
+    >>> label(Finding(id="D3.alpha", status="fail", text="", value=0.1, low=0.05, high=0.15, n=40, slice={"of": "de"}))
+    'D3.alpha of=de: 0.1 (0.05 to 0.15), n = 40'
+    """
+    about = "".join(f" {key}={value}" for key, value in found.slice.items())
+    if found.value is None:
+        return f"{found.id}{about}"
+    unit = f" {found.unit}" if found.unit else ""
+    sure = found.low is None or found.high is None or found.low == found.high
+    interval = "" if sure else f" ({found.low:.4g} to {found.high:.4g})"
+    rows = f", n = {found.n:,}" if found.n else ""
+    enough = f", n = {found.needed:,} would decide" if found.uncertain and found.needed else ""
+    return f"{found.id}{about}: {found.value:.4g}{unit}{interval}{rows}{enough}"
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def numbers(evidence: Evidence) -> dict[str, str]:
+    """Everything an answer may quote, as text; what is not known says so."""
+    e = evidence
+    known_noise = e.noise is not None
+    shown = {
+        "run": e.run,
+        "fresh": e.fresh,
+        "options": e.options,
+        "points": f"{100 * e.improvement:g}",
+        "rounds": str(e.rounds),
+        "epochs": f"{e.epochs:g}",
+        **{name: whole(getattr(e, name)) for name in ("pairs", "prompts", "heldout", "heldout_prompts", "asked")},
+        **{name: whole(getattr(e, name)) for name in ("unpaired", "graded")},
+        **{name: part(getattr(e, name)) for name in ("ties", "conflicts", "accuracy", "won")},
+        "longer": NOT_KNOWN if e.longer is None else f"{e.longer:.0%}",
+        "cut": NOT_KNOWN if e.cut is None else f"{e.cut[0]:.1%}, {e.cut[1]:.1%}",
+        "noise": f"{e.noise:.0%}" if known_noise else NOT_KNOWN,
+        "ceiling": f"{power.ceiling(e.noise or 0):.0%}" if known_noise else NOT_KNOWN,
+        "inflation": f"{power.noise_inflation(e.noise or 0):.1f}" if known_noise else NOT_KNOWN,
+        "win_rate_needs": f"{e.win_rate_needs:,}",
+        "accuracy_needs": f"{e.accuracy_needs:,}",
+        "detects": detected(e.heldout_prompts, noise=e.noise or 0.0, ties=0.0),
+        "detects_wins": detected(e.asked, noise=0.0, ties=e.tied),
+        "more_heldout": whole(None if e.heldout_prompts is None else max(0, e.accuracy_needs - e.heldout_prompts)),
+        "annotators": listed(f.slice.get("annotator", "") for f in e.all("D3.annotator") if f.status != "pass"),
+        "scarce": listed(e.scarce()),
+        "short_groups": listed(f"{name} ({points(gain)})" for name, gain in e.short_groups().items()),
+        "smaller": e.smaller,
+    }
+    return shown | curve_numbers(e)
+
+
+def curve_numbers(evidence: Evidence) -> dict[str, str]:
+    """What the runs of several sizes say of more pairs."""
+    names = ("largest", "double", "gain", "target", "reach", "sizes")
+    curve = evidence.curve
+    if curve is None:
+        return dict.fromkeys(names, NOT_KNOWN)
+    gain = curve.gain(curve.largest, 2 * curve.largest)
+    target = curve.at(curve.largest).value + evidence.improvement
+    reach = curve.needed(target)
+    limit = power.REACH * curve.largest
+    sizes = sorted({point.pairs for point in curve.points})
+    return {
+        "largest": f"{curve.largest:,}",
+        "double": f"{2 * curve.largest:,}",
+        "gain": f"{100 * gain.value:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})",
+        "target": f"{target:.1%}",
+        "reach": f"{upto(reach.value, limit)} pairs in all (95 %: {upto(reach.low, limit)} to "
+        f"{upto(reach.high, limit)}; {reach.share:.0%} of the resampled curves get there at all)",
+        "sizes": ", ".join(f"{size:,}" for size in sizes),
+    }
+
+
+def upto(pairs: float, limit: float) -> str:
+    """A number of pairs, or that it lies beyond what the runs say anything about.
+
+    >>> upto(1234.4, 10_000), upto(1e9, 10_000)
+    ('1,234', 'more than 10,000')
+    """
+    return f"{pairs:,.0f}" if pairs <= limit else f"more than {limit:,.0f}"
+
+
+def whole(count: int | None) -> str:
+    """A count with its thousands."""
+    return NOT_KNOWN if count is None else f"{count:,}"
+
+
+def part(found: Interval | None) -> str:
+    """A share with its interval."""
+    if found is None:
+        return NOT_KNOWN
+    return f"{found.value:.1%} ({found.low:.1%} to {found.high:.1%}, n = {found.n:,})"
+
+
+def detected(n: int | None, *, noise: float, ties: float) -> str:
+    """What so many prompts show at least."""
+    return NOT_KNOWN if n is None else points(power.detectable_gain(n, noise=noise, ties=ties))
+
+
+def points(gain: float) -> str:
+    """A gain in points, or that there is none large enough.
+
+    >>> points(0.081), points(0.9)
+    ('8.1 points', 'none of any size')
+    """
+    return f"{100 * gain:.1f} points" if gain <= 0.5 else "none of any size"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names after one another, at most eight of them."""
+    found = [name for name in names if name]
+    return ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")

@@ -1,0 +1,85 @@
+"""Counts of curated pairs that only a pass over them gives: groups, grading, ties, and criteria that disagree."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from druthers.records import CANONICAL
+from druthers.stats import Interval, Undefined, wilson
+
+SAMPLED = 200_000
+"""Comparisons by several criteria that are remembered at once; of more, a share by their hash."""
+
+Row = Mapping[str, Any]
+
+
+@dataclass
+class Census:
+    """What was counted: training pairs by group, graded ones and ties among them, held-out prompts by group."""
+
+    groups: Counter[str] = field(default_factory=Counter)
+    graded: int = 0
+    ties: int = 0
+    pairs: int = 0
+    heldout_groups: Counter[str] = field(default_factory=Counter)
+    criteria: Criteria = field(default_factory=lambda: Criteria())
+
+    def train(self, rows: Iterable[Row]) -> None:
+        """Training pairs, as they stand on their lines."""
+        for row in rows:
+            p = row.get("p", 1.0)
+            self.pairs += 1
+            self.ties += p == 0.5
+            self.graded += p != 1.0 or row.get("margin", 0.0) > 0
+            self.groups[row.get("group", "")] += 1
+            if row.get("criterion") and p != 0.5:
+                self.criteria.add(row, forward=p > 0.5)
+
+    def heldout(self, rows: Iterable[Row]) -> None:
+        """Held-out pairs; a prompt is counted once in its group."""
+        seen: set[tuple[str, bytes]] = set()
+        for row in rows:
+            if group := row.get("group", ""):
+                seen.add((group, digest(row["prompt"])))
+        self.heldout_groups.update(group for group, _ in seen)
+
+
+@dataclass
+class Criteria:
+    """For each comparison of two responses, in which order the criteria put them."""
+
+    orders: dict[bytes, dict[str, bool]] = field(default_factory=dict)
+    bits: int = 0
+
+    def add(self, row: Row, *, forward: bool) -> None:
+        """What one criterion says of one comparison; another word of the same one changes nothing."""
+        sides = [digest(row[side]) for side in ("chosen", "rejected")]
+        key = hashlib.blake2b(digest(row["prompt"]) + min(sides) + max(sides), digest_size=8).digest()
+        if self.kept(key):
+            self.orders.setdefault(key, {}).setdefault(row["criterion"], (sides[0] < sides[1]) == forward)
+        if len(self.orders) > SAMPLED:
+            self.bits += 1
+            self.orders = {key: said for key, said in self.orders.items() if self.kept(key)}
+
+    def kept(self, key: bytes) -> bool:
+        """Whether a comparison belongs to the share that is remembered."""
+        return int.from_bytes(key) & ((1 << self.bits) - 1) == 0
+
+    def conflicts(self) -> Interval | None:
+        """The share of comparisons by several criteria on which these do not agree; None where there is none."""
+        several = [set(said.values()) for said in self.orders.values() if len(said) > 1]
+        found = wilson(sum(len(orders) > 1 for orders in several), len(several))
+        return None if isinstance(found, Undefined) else found
+
+
+def digest(content: object) -> bytes:
+    """A short hash of a part of a row.
+
+    >>> digest([{"role": "user", "content": "Hi"}]) == digest([{"content": "Hi", "role": "user"}])
+    True
+    """
+    return hashlib.blake2b(CANONICAL.encode(content).encode("utf-8", "surrogatepass"), digest_size=8).digest()

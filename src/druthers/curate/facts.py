@@ -1,0 +1,153 @@
+"""What is known of pairs without their texts: everything that later steps decide from.
+
+Letters: B pairs, K hashes of a signature, F numbers that `surface` gives.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from druthers.blocks import Block
+from druthers.curate import nearness
+from druthers.curate.hygiene import faults
+from druthers.curate.nearness import Hashes, Places, Sets
+from druthers.curate.split import draw, evened
+from druthers.curate.surface import NAMES as SURFACE
+from druthers.curate.surface import surface
+from druthers.records import Message, Pair, text_of
+
+ID = np.dtype("S24")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of B pairs without their texts.
+
+    `prompt_B` is the number of the prompt, which settles its side; `pair_B` one number for a prompt and two responses
+    whichever is chosen, and `forward_B` which of the two ways round it is. `responses_BK` and `prompts_BK` are
+    signatures, `passages` what might be copied. `counts_B5` are tokens of prompt, chosen and rejected, and whether
+    chosen and rejected were cut; `grades_B3` are p, margin and weight; `size_B` the bytes of the line. `surface_B2F`
+    and `faults_B3` are what `surface` and `hygiene` see of chosen and rejected, and of the prompt, chosen and rejected.
+    `group_B` are places in a list of groups that is kept beside.
+    """
+
+    id_B: NDArray[np.bytes_]
+    line_B: Places
+    size_B: Places
+    prompt_B: Hashes
+    pair_B: Hashes
+    forward_B: NDArray[np.bool_]
+    responses_BK: NDArray[np.uint32]
+    prompts_BK: NDArray[np.uint32]
+    passages: Sets
+    counts_B5: NDArray[np.uint32]
+    grades_B3: NDArray[np.float64]
+    surface_B2F: NDArray[np.float32]
+    faults_B3: NDArray[np.uint32]
+    group_B: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.id_B)
+
+    def placed(self, lines: Sequence[int], sizes: Sequence[int]) -> Facts:
+        """The facts with the number of each line in its file and the bytes it takes."""
+        return replace(self, line_B=np.array(lines, dtype=np.int64), size_B=np.array(sizes, dtype=np.int64))
+
+
+def joined(parts: Sequence[Facts]) -> Facts:
+    """The facts of several lots as one."""
+    return Facts(**{each.name: _joined([getattr(part, each.name) for part in parts]) for each in fields(Facts)})
+
+
+def _joined(values: Sequence[Any]) -> Any:
+    if not isinstance(values[0], Sets):
+        return np.concatenate(values)
+    starts = np.cumsum([0, *(len(value.hash_S) for value in values)])
+    at = [value.at[:-1] + start for value, start in zip(values, starts[:-1], strict=True)]
+    return Sets(np.concatenate([value.hash_S for value in values]), np.concatenate([*at, starts[-1:]]))
+
+
+def facts(pairs: Sequence[Pair], block: Block, *, seed: int, form: Hashes) -> Facts:
+    """The facts of pairs and of their tokens, which stand at no place yet; `form` is what many prompts have."""
+    questions = [asked(pair.prompt) for pair in pairs]
+    answers = [[text_of(getattr(pair, side)) for pair in pairs] for side in ("chosen", "rejected")]
+    prompts, *sides = (nearness.words(texts) for texts in (questions, *answers))
+    chosen, rejected = (nearness.salted(nearness.features(side), salt) for salt, side in enumerate(sides, 1))
+    keys = [comparison(pair) for pair in pairs]
+    lengths_B3, cut_B2 = block.lengths_B3, block.cut_R.reshape(-1, 2)
+    return Facts(
+        id_B=np.array([pair.id.encode() for pair in pairs], dtype=ID),
+        line_B=np.zeros(len(pairs), dtype=np.int64),
+        size_B=np.zeros(len(pairs), dtype=np.int64),
+        prompt_B=np.array([draw(pair.prompt, seed=seed) for pair in pairs], dtype=np.uint64),
+        pair_B=np.array([key for key, _ in keys], dtype=np.uint64),
+        forward_B=np.array([forward for _, forward in keys], dtype=bool),
+        responses_BK=nearness.signatures(nearness.both(chosen, rejected)),
+        prompts_BK=nearness.signatures(nearness.without(nearness.features(prompts), form)),
+        passages=nearness.passages(prompts),
+        counts_B5=np.column_stack([lengths_B3, cut_B2]).astype(np.uint32),
+        grades_B3=np.column_stack([block.p_B, block.margin_B, block.weight_B]),
+        surface_B2F=seen(answers),
+        faults_B3=np.array([[faults(text) for text in texts] for texts in (questions, *answers)], dtype=np.uint32).T,
+        group_B=block.group_B,
+    )
+
+
+def seen(answers: Sequence[Sequence[str]]) -> NDArray[np.float32]:
+    """What `surface` sees of chosen and rejected, (B, 2, F)."""
+    numbers = np.array([[surface(text) for text in side] for side in answers], dtype=np.float32)
+    return numbers.reshape(2, -1, len(SURFACE)).transpose(1, 0, 2)
+
+
+def form_of(pairs: Sequence[Pair]) -> Hashes:
+    """Words and pairs of words that many of these prompts have: they tell none apart."""
+    return nearness.common(nearness.shingles(nearness.words([asked(pair.prompt) for pair in pairs])))
+
+
+def nothing() -> Facts:
+    """The facts of no pairs."""
+    none = np.zeros(0, dtype=np.uint64)
+    signature = np.zeros((0, nearness.SIGNATURE), dtype=np.uint32)
+    places = np.zeros(0, dtype=np.int64)
+    return Facts(
+        id_B=np.zeros(0, dtype=ID),
+        line_B=places,
+        size_B=places,
+        prompt_B=none,
+        pair_B=none,
+        forward_B=np.zeros(0, dtype=bool),
+        responses_BK=signature,
+        prompts_BK=signature,
+        passages=Sets(none, np.zeros(1, dtype=np.int64)),
+        counts_B5=np.zeros((0, 5), dtype=np.uint32),
+        grades_B3=np.zeros((0, 3)),
+        surface_B2F=np.zeros((0, 2, len(SURFACE)), dtype=np.float32),
+        faults_B3=np.zeros((0, 3), dtype=np.uint32),
+        group_B=np.zeros(0, dtype=np.int32),
+    )
+
+
+def asked(prompt: Sequence[Message]) -> str:
+    """What is asked, without a system turn: many prompts share that."""
+    return text_of(message for message in prompt if message.role != "system")
+
+
+def comparison(pair: Pair) -> tuple[int, bool]:
+    """One number for a prompt and its two responses in either order, and whether chosen is the first of them by hash.
+
+    >>> from druthers.records import assistant, user
+    >>> pair = Pair(prompt=user("Name a fruit."), chosen=assistant("Plum."), rejected=assistant("Carrot."))
+    >>> there, back = comparison(pair), comparison(pair.swap())
+    >>> there[0] == back[0], there[1] == back[1]
+    (True, False)
+    """
+    chosen, rejected = evened(pair.chosen), evened(pair.rejected)
+    whole = "\x1d".join((evened(pair.prompt), *sorted((chosen, rejected))))
+    digest = hashlib.blake2b(whole.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big"), chosen <= rejected

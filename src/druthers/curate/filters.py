@@ -1,0 +1,190 @@
+"""Which pairs are left out because of other pairs: duplicates, contradictions, leaks. Each names the pair it is about.
+
+Letters: B pairs, P prompts.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from druthers.curate.facts import Facts, asked
+from druthers.curate.nearness import Hashes, Places, agreeing, candidates, jaccard, shingles, without, words
+from druthers.records import Pair, text_of
+
+Mask = NDArray[np.bool_]
+GUESS = 0.4
+"""Share of the hashes of two signatures that must agree for their texts to be looked at."""
+RARE = 4
+"""Prompts that a passage may stand in and still be taken for copied; one in more of them is a form that many share."""
+KEPT = ""
+WHY = {
+    "duplicate": "the same prompt and responses stand in an earlier row ({other})",
+    "near_duplicate": "prompt and responses are nearly those of an earlier row ({other})",
+    "contradiction": "another row has the same two responses the other way round ({other}); keep the one that is right",
+    "leak": "the prompt is also among the held-out ones ({other})",
+}
+
+
+@dataclass(frozen=True)
+class Fates:
+    """Why each of B pairs is left out, "" where it is not, and the pair that is the cause, -1 where there is none."""
+
+    reason_B: NDArray[np.str_]
+    other_B: Places
+
+    @property
+    def kept_B(self) -> Mask:
+        """The pairs that stay."""
+        return np.asarray(self.reason_B == KEPT)
+
+    def leave_out(self, where_B: Mask | Places, reason: str, other: Places) -> None:
+        """Leave out some that are still in."""
+        self.reason_B[where_B] = reason
+        self.other_B[where_B] = other
+
+
+def fates(count: int) -> Fates:
+    """Of so many pairs, all kept."""
+    return Fates(np.zeros(count, dtype="<U16"), np.full(count, -1, dtype=np.int64))
+
+
+def first_of(value_B: NDArray[np.generic]) -> Places:
+    """For each item the place of the first that equals it.
+
+    >>> first_of(np.array([5, 7, 5])).tolist()
+    [0, 1, 0]
+    """
+    _, first, inverse = np.unique(value_B, return_index=True, return_inverse=True)
+    return np.asarray(first[inverse], dtype=np.int64)
+
+
+def leave_out_duplicates(found: Fates, facts: Facts) -> None:
+    """Pairs that stand, word for word, in an earlier row that stays."""
+    kept = np.flatnonzero(found.kept_B)
+    first = kept[first_of(facts.id_B[kept])]
+    again = first != kept
+    found.leave_out(kept[again], "duplicate", first[again])
+
+
+def leave_out_near(found: Fates, facts: Facts, read: Callable[[int], Pair], *, least: float, form: Hashes) -> None:
+    """Pairs whose prompt, chosen and rejected are each nearly those of an earlier row that stays.
+
+    Prompts are compared without `form`, what many of them have.
+    """
+    kept = np.flatnonzero(found.kept_B)
+    pairs = candidates(facts.responses_BK[kept], least=GUESS)
+    pairs = kept[pairs[agreeing(facts.prompts_BK[kept], pairs) >= GUESS * facts.prompts_BK.shape[1]]]
+    sets = functools.lru_cache(1 << 14)(lambda i: sets_of(read(i), form=form))
+    for earlier, later in pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))].tolist():
+        if found.reason_B[earlier] == found.reason_B[later] == KEPT and all(
+            jaccard(a, b) >= least for a, b in zip(sets(earlier), sets(later), strict=True)
+        ):
+            found.reason_B[later], found.other_B[later] = "near_duplicate", earlier
+
+
+def sets_of(pair: Pair, *, form: Hashes) -> list[Hashes]:
+    """What prompt, chosen and rejected are compared by."""
+    whole = shingles(words([text_of(pair.chosen), text_of(pair.rejected)]))
+    return [asked_for(pair, form=form), *(np.unique(whole.of(side)) for side in range(2))]
+
+
+def leave_out_contradictions(found: Fates, facts: Facts) -> None:
+    """All pairs of one prompt and the same two responses where they do not agree on which is chosen."""
+    kept = np.flatnonzero(found.kept_B)
+    group = first_of(facts.pair_B[kept])
+    forward = facts.forward_B[kept]
+    count, ahead = (np.bincount(group, weights=w, minlength=len(kept)) for w in (None, forward))
+    torn = (ahead[group] > 0) & (ahead[group] < count[group])
+    one = {way: np.full(len(kept), -1, dtype=np.int64) for way in (True, False)}
+    for way in (True, False):
+        at = np.flatnonzero(torn & (forward == way))[::-1]
+        one[way][group[at]] = kept[at]  # the first of its way, written last
+    other = np.where(forward, one[False][group], one[True][group])
+    found.leave_out(kept[torn], "contradiction", other[torn])
+
+
+# ---------------------------------------------------------------- prompts
+
+
+@dataclass(frozen=True)
+class Alike:
+    """The prompts of a set in order of appearance, and which of them are nearly the same.
+
+    `first_P` is the first pair of each, `prompt_B` the prompt of each pair, `edges` (E, 2) are prompts that are alike,
+    the earlier first.
+    """
+
+    first_P: Places
+    prompt_B: Places
+    edges: Places
+
+
+def alike(facts: Facts, read: Callable[[int], Pair], *, least: float, form: Hashes) -> Alike:
+    """Which prompts are nearly the same, or share a passage that few others have."""
+    _, first, inverse = np.unique(facts.prompt_B, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    first_P = first[order]
+    near = candidates(facts.prompts_BK[first_P], least=GUESS)
+    sets = functools.lru_cache(1 << 14)(lambda p: asked_for(read(int(first_P[p])), form=form))
+    close = np.array([jaccard(sets(a), sets(b)) >= least for a, b in near.tolist()], dtype=bool)
+    edges = np.unique(np.concatenate([near[close], copied(facts, first_P)]), axis=0)
+    return Alike(first_P, np.argsort(order)[inverse], edges)
+
+
+def asked_for(pair: Pair, *, form: Hashes) -> Hashes:
+    """What prompts are compared by."""
+    return np.unique(without(shingles(words([asked(pair.prompt)])), form).hash_S)
+
+
+def copied(facts: Facts, first_P: Places) -> Places:
+    """Pairs of prompts that share two passages which at most `RARE` prompts have, each with the first that has them.
+
+    Two, because one may lie over the end of a form that many share and hold no more than one word behind it.
+    """
+    counts = np.diff(facts.passages.at)[first_P]
+    skipped = facts.passages.at[:-1][first_P] - np.concatenate([[0], np.cumsum(counts)])[:-1]
+    hash_S = facts.passages.hash_S[np.arange(counts.sum()) + np.repeat(skipped, counts)]
+    owner_S = np.repeat(np.arange(len(first_P)), counts)
+    order = np.lexsort((owner_S, hash_S))
+    hash_S, owner_S = hash_S[order], owner_S[order]
+    new = np.ones(len(order), dtype=bool)
+    new[1:] = (hash_S[1:] != hash_S[:-1]) | (owner_S[1:] != owner_S[:-1])
+    hash_S, owner_S = hash_S[new], owner_S[new]
+    _, start, times = np.unique(hash_S, return_index=True, return_counts=True)
+    head = np.repeat(owner_S[start], times)
+    shared = (np.repeat(times, times) <= RARE) & (head != owner_S)
+    pairs, times = np.unique(np.column_stack([head[shared], owner_S[shared]]), axis=0, return_counts=True)
+    return pairs[times > 1]
+
+
+def numbers_of(facts: Facts, found: Alike) -> Hashes:
+    """The number that settles the side of each pair: that of its prompt, or of the first prompt like it.
+
+    A prompt follows the first one that it is like and that follows no other, so rows that are added behind the others
+    change nothing for those before them.
+    """
+    leader_P = np.arange(len(found.first_P))
+    own = leader_P.tolist()
+    for earlier, later in found.edges[np.lexsort((found.edges[:, 0], found.edges[:, 1]))].tolist():
+        if own[earlier] == earlier and own[later] == later:
+            own[later] = earlier
+    return facts.prompt_B[found.first_P][np.array(own, dtype=np.int64)][found.prompt_B]
+
+
+def leave_out_leaks(result: Fates, found: Alike, *, held_B: Mask) -> None:
+    """Pairs that are not held out, but whose prompt is, or is like one that is."""
+    source = np.full(len(found.first_P), -1, dtype=np.int64)
+    held = np.flatnonzero(held_B)[::-1]
+    source[found.prompt_B[held]] = held
+    direct = source.copy()
+    for side in (0, 1):
+        near, own = found.edges[:, side], found.edges[:, 1 - side]
+        hit = (source[own] < 0) & (direct[near] >= 0)
+        source[own[hit]] = direct[near[hit]]
+    leaks = np.flatnonzero(~held_B & (source[found.prompt_B] >= 0) & result.kept_B)
+    result.leave_out(leaks, "leak", source[found.prompt_B[leaks]])

@@ -1,0 +1,264 @@
+"""Which texts are nearly the same, without holding any of them in memory: MinHash, and a look at the few that may be.
+
+Broder 1997, "On the resemblance and containment of documents"; the banding is that of Leskovec, Rajaraman and Ullman,
+"Mining of Massive Datasets", section 3.4. How alike two texts are is the Jaccard index of the sets of their words and
+of their pairs of neighbouring words, case and punctuation left out. Signatures are of the pairs alone: unrelated texts
+share many words, but few pairs. Scripts written without spaces have one word for each character.
+
+Letters: N texts, C characters, W words, S shingles, K hashes of a signature.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Hashes = NDArray[np.uint64]
+Places = NDArray[np.int64]
+SIGNATURE = 48
+"""Hashes of a signature."""
+BAND = 3
+"""Hashes that must all agree for two texts to be compared: where .6 of the word pairs are shared, some do in 98 %."""
+NEAR = 0.75
+"""Jaccard index from which on texts are nearly the same: one word of eleven may differ."""
+FORM, FORM_COUNT = 0.05, 20
+"""Share of the first prompts, and their number, that have a word or a pair of words when it belongs to a form."""
+GRAM = 13
+"""Words of a passage that is taken for copied."""
+SAMPLED = 2
+"""One passage in so many is looked at."""
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
+)
+"""Thai, Lao, Burmese, Khmer, kana and Chinese characters, each a word."""
+WORD = re.compile(rf"[^\W{UNSPACED}]+|[{UNSPACED}]")
+ASCII_WORD = re.compile(r"\w+", re.ASCII)
+REMEMBERED = 1 << 20
+"""Distinct words whose hashes are remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sets:
+    """Hashes of N texts end to end; those of text i are `hash_S[at[i] : at[i + 1]]`."""
+
+    hash_S: Hashes
+    at: Places
+
+    def __len__(self) -> int:
+        return len(self.at) - 1
+
+    def of(self, i: int) -> Hashes:
+        """Those of one text."""
+        return self.hash_S[self.at[i] : self.at[i + 1]]
+
+    @property
+    def owner_S(self) -> Places:
+        """The text each hash belongs to."""
+        return np.repeat(np.arange(len(self)), np.diff(self.at))
+
+
+def mixed(value: Hashes) -> Hashes:
+    """A well spread hash of 64-bit numbers: the finalizer of SplitMix64 (Steele, Lea and Flood 2014)."""
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+class Vocabulary(dict[str, int]):
+    """Hashes of words, each made once; the same on every machine."""
+
+    def __missing__(self, word: str) -> int:
+        if len(self) >= REMEMBERED:
+            self.clear()
+        digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        found = self[word] = int.from_bytes(digest, "little")
+        return found
+
+
+KNOWN = Vocabulary()
+
+
+def words(texts: Sequence[str]) -> Sets:
+    """The words of some texts in order, as hashes.
+
+    >>> found = words(["Name a fruit.", " name  a FRUIT!", ""])
+    >>> found.at.tolist(), bool((found.of(0) == found.of(1)).all())
+    ([0, 3, 6, 6], True)
+    """
+    found = [split(text) for text in texts]
+    at = np.concatenate([[0], np.cumsum([len(each) for each in found], dtype=np.int64)])
+    flat = map(KNOWN.__getitem__, itertools.chain.from_iterable(found))
+    return Sets(np.fromiter(flat, dtype=np.uint64, count=int(at[-1])), at)
+
+
+def split(text: str) -> list[str]:
+    """Words with case and compatibility forms evened out.
+
+    >>> split("Ｗhat's this?"), split("日本 ok")
+    (['what', 's', 'this'], ['日', '本', 'ok'])
+    """
+    if text.isascii():
+        return ASCII_WORD.findall(text.lower())
+    return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+def runs(found: Sets, length: int) -> Sets:
+    """Hashes of `length` neighbouring words of one text; none of a text with fewer.
+
+    >>> runs(words(["one two three", "one"]), 2).at.tolist()
+    [0, 2, 2]
+    """
+    count = np.maximum(np.diff(found.at) - length + 1, 0)
+    at = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
+    first_S = np.arange(at[-1]) + np.repeat(found.at[:-1] - at[:-1], count)
+    hash_S = np.zeros(len(first_S), dtype=np.uint64)
+    for step in range(length):
+        hash_S = mixed(hash_S * np.uint64(0x9E3779B97F4A7C15) + found.hash_S[first_S + step])
+    return Sets(hash_S, at)
+
+
+def both(a: Sets, b: Sets) -> Sets:
+    """The hashes of two lots for each text."""
+    at = a.at + b.at
+    hash_S = np.empty(int(at[-1]), dtype=np.uint64)
+    hash_S[np.arange(len(a.hash_S)) + np.repeat(b.at[:-1], np.diff(a.at))] = a.hash_S
+    hash_S[np.arange(len(b.hash_S)) + np.repeat(a.at[1:], np.diff(b.at))] = b.hash_S
+    return Sets(hash_S, at)
+
+
+def shingles(found: Sets) -> Sets:
+    """Words and pairs of neighbouring words, with repetitions."""
+    return both(Sets(mixed(found.hash_S), found.at), runs(found, 2))
+
+
+def common(found: Sets, *, share: float = FORM, least: int = FORM_COUNT) -> Hashes:
+    """Hashes that so many of the texts have that they tell none of them apart, sorted: words of a form, and stop words.
+
+    >>> forms = [f"Is this review kind or not? {name}" for name in "bcdefghijklmnopqrstuvwxyz"]
+    >>> len(common(shingles(words(forms))))  # six words and five pairs of them
+    11
+    """
+    once = np.unique(np.column_stack([found.hash_S, found.owner_S.astype(np.uint64)]), axis=0)[:, 0]
+    hashes, count = np.unique(once, return_counts=True)
+    return hashes[count >= max(least, share * len(found))]
+
+
+def without(found: Sets, left_out: Hashes) -> Sets:
+    """The sets without some hashes, which are sorted."""
+    if not len(left_out):
+        return found
+    at = np.minimum(np.searchsorted(left_out, found.hash_S), len(left_out) - 1)
+    stays = left_out[at] != found.hash_S
+    return Sets(found.hash_S[stays], np.concatenate([[0], np.cumsum(stays)])[found.at])
+
+
+def salted(found: Sets, salt: int) -> Sets:
+    """The same hashes set apart, so that those of another part of a row never equal them."""
+    return Sets(mixed(found.hash_S + np.uint64(salt)), found.at)
+
+
+@functools.cache
+def factors(count: int) -> tuple[Hashes, Hashes]:
+    """Odd factors and summands of `count` hash functions."""
+    seeds = mixed(np.arange(1, 2 * count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    return seeds[:count] | np.uint64(1), seeds[count:]
+
+
+def features(found: Sets) -> Sets:
+    """What signatures are made of: pairs of words, and the word of a text that has one alone.
+
+    >>> features(words(["one two three", "one", ""])).at.tolist()
+    [0, 2, 3, 3]
+    """
+    single = np.diff(found.at) == 1
+    lone = mixed(found.hash_S[found.at[:-1][single]])
+    return both(Sets(lone, np.concatenate([[0], np.cumsum(single)]).astype(np.int64)), runs(found, 2))
+
+
+def signatures(found: Sets, *, count: int = SIGNATURE) -> NDArray[np.uint32]:
+    """The least of `count` hashes of every set, (N, K); a text without words has all ones.
+
+    >>> a, b = signatures(features(words(["the cat sat on the mat", "the cat sat on a mat"])))
+    >>> 0.2 < float((a == b).mean()) < 0.7  # three pairs of seven are shared
+    True
+    """
+    out = np.full((len(found), count), 0xFFFFFFFF, dtype=np.uint32)
+    full = np.flatnonzero(np.diff(found.at))
+    if not len(full):
+        return out
+    start = found.at[:-1][full]
+    low = (found.hash_S & np.uint64(0xFFFFFFFF)) | np.uint64(1)
+    for k, (factor, summand) in enumerate(zip(*factors(count), strict=True)):
+        hashed = ((low * factor + summand) >> np.uint64(32)).astype(np.uint32)
+        out[full, k] = np.minimum.reduceat(hashed, start)
+    return out
+
+
+def candidates(signature_NK: NDArray[np.uint32], *, least: float) -> Places:
+    """Pairs of texts (M, 2), the earlier first, that agree in a band and in at least `least` of all hashes.
+
+    In a band, each text is held against the first that has its key, and against the one before it in the order of the
+    next band: a thousand copies give two thousand pairs, not half a million.
+    """
+    N, K = signature_NK.shape
+    usable = np.flatnonzero(~(signature_NK == 0xFFFFFFFF).all(1))
+    keys = [band_key(signature_NK[usable, k : k + BAND]) for k in range(0, K, BAND)]
+    found = np.zeros(0, dtype=np.int64)
+    for own, following in zip(keys, keys[1:] + keys[:1], strict=True):
+        order = np.lexsort((following, own))
+        same = own[order][1:] == own[order][:-1]
+        later = np.flatnonzero(same) + 1
+        group = np.concatenate([[0], np.cumsum(~same)]) if len(order) else order
+        first = np.full(int(group[-1]) + 1 if len(order) else 0, N)
+        np.minimum.at(first, group, order)
+        for other in (order[later - 1], first[group[later]]):
+            a, b = usable[other], usable[order[later]]
+            apart = a != b
+            found = np.union1d(found, np.minimum(a, b)[apart] * N + np.maximum(a, b)[apart])
+    pairs = np.column_stack(np.divmod(found, N)) if N else np.zeros((0, 2), dtype=np.int64)
+    enough: NDArray[np.bool_] = agreeing(signature_NK, pairs) >= least * K
+    return pairs[enough]
+
+
+def band_key(part_NB: NDArray[np.uint32]) -> Hashes:
+    """One hash of the hashes of a band."""
+    key_N = np.zeros(len(part_NB), dtype=np.uint64)
+    for column in part_NB.T:
+        key_N = mixed(key_N * np.uint64(0x9E3779B97F4A7C15) + column.astype(np.uint64) + np.uint64(1))
+    return key_N
+
+
+def agreeing(signature_NK: NDArray[np.uint32], pairs: Places, *, chunk: int = 1 << 16) -> Places:
+    """In how many hashes the two texts of each pair agree, (M,)."""
+    parts = [pairs[i : i + chunk] for i in range(0, len(pairs), chunk)]
+    return np.concatenate(
+        [np.zeros(0, dtype=np.int64)] + [(signature_NK[p[:, 0]] == signature_NK[p[:, 1]]).sum(1) for p in parts]
+    )
+
+
+def jaccard(a: Hashes, b: Hashes) -> float:
+    """Shared hashes over all of two sets; two texts without words are the same.
+
+    >>> cat, dog = shingles(words(["a black cat", "a black dog"])).hash_S[:5], shingles(words(["a black dog"])).hash_S
+    >>> jaccard(cat, dog)
+    0.42857142857142855
+    """
+    left, right = np.unique(a), np.unique(b)
+    shared = len(np.intersect1d(left, right, assume_unique=True))
+    return shared / (len(left) + len(right) - shared) if len(left) or len(right) else 1.0
+
+
+def passages(found: Sets) -> Sets:
+    """One in `SAMPLED` of the passages of `GRAM` words, chosen by their hash: the same in every text they stand in."""
+    every = runs(found, GRAM)
+    chosen = every.hash_S % np.uint64(SAMPLED) == 0
+    at = np.concatenate([[0], np.cumsum(chosen)])[every.at]
+    return Sets(every.hash_S[chosen], at)

@@ -1,0 +1,103 @@
+"""Rows to pairs with everything that later steps ask of them, many at a time, so that several processes can do it.
+
+What is decided about pairs is decided from numbers alone: a row is read, checked, tokenized and hashed once, its line
+goes to a file, and only its `Facts` stay in memory.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+
+from druthers import processes, storage
+from druthers.blocks import BlockTokenizer
+from druthers.curate.facts import Facts, facts, nothing
+from druthers.curate.importers import Form, Imported, RowFault, read_pair
+from druthers.curate.ledger import Refusal, number, refusal
+from druthers.curate.nearness import Hashes
+from druthers.records import InputError, Pair
+from druthers.storage import Line, Lines, Run, encode, parsed
+
+RUN = 4 << 20
+"""Bytes of text that are read at once."""
+Job = Run | InputError
+"""Rows to be read, or the fault of a file, which is raised in its turn."""
+
+
+@dataclass
+class Read:
+    """What became of some rows: the pairs among them, as lines and as facts, and the refusals."""
+
+    name: str
+    rows: int
+    lines: bytes
+    facts: Facts
+    refusals: list[Refusal]
+    groups: tuple[str, ...] = ()
+    ignored: Counter[str] = field(default_factory=Counter)
+    joined: int = 0
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What a process does with rows of one form; `shared` is what many prompts have (`facts.form_of`)."""
+
+    form: Form
+    tokenizer: BlockTokenizer
+    seed: int
+    shared: Hashes
+
+    def __call__(self, job: Job) -> Read:
+        """Raises the InputError it is given."""
+        if isinstance(job, InputError):
+            raise job
+        done = Read("", 0, b"", nothing(), [])
+        found: list[tuple[Line, Pair]] = []
+        for line in parsed(job):
+            done.rows += 1
+            read = imported(line, self.form)
+            if isinstance(read, RowFault):
+                done.refusals.append(refusal(line, reason=read.reason, why=str(read)))
+                continue
+            done.ignored.update(read.ignored)
+            done.joined += read.joined
+            found.append((line, read.pair))
+        block, refused = self.tokenizer.sort([pair for _, pair in found])
+        for i, error in refused.items():
+            done.refusals.append(refusal(found[i][0], reason=error.reason, why=str(error)))
+        done.refusals.sort(key=lambda each: each.number)
+        kept = [each for i, each in enumerate(found) if i not in refused]
+        written = [encode(pair.line()) for _, pair in kept]
+        done.lines = b"".join(written)
+        done.facts = facts([pair for _, pair in kept], block, seed=self.seed, form=self.shared).placed(
+            [number(line.where) for line, _ in kept], [len(line) for line in written]
+        )
+        done.groups = block.groups
+        done.name = job.name if isinstance(job, Lines) else job[0].where.rpartition(":")[0]
+        return done
+
+
+def imported(line: Line, form: Form) -> Imported | RowFault:
+    """One row, or why it is none."""
+    try:
+        return RowFault("malformed", line.fault) if line.fault else read_pair(line.row, form)
+    except RowFault as fault:
+        return fault
+
+
+def read(path: str, reader: Reader, *, workers: int) -> Generator[Read]:
+    """All rows of a path in order, read by `workers` processes; raises InputError for a bad file, in its turn."""
+    if workers > 1:
+        reader.tokenizer.writer.learn_usual()
+    with closing(processes.over(reader, jobs(path), count=workers)) as found:
+        yield from found
+
+
+def jobs(path: str) -> Iterator[Job]:
+    """The rows of a path in runs; a fault of a file comes behind the rows before it."""
+    try:
+        yield from storage.runs(path, size=RUN)
+    except InputError as error:
+        yield error

@@ -1,0 +1,95 @@
+"""What was set aside: by reason in words, how often, two rows of each, and how to put the rows back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from druthers.report import figures, wording
+from druthers.report.dataset import DataFiles, counts_by_reason, whole_number
+from druthers.report.figures import Scale
+from druthers.report.findings import fitted, plain
+from druthers.report.reading import Tree, branch, text
+
+BEYOND = "beyond_limit"
+REASONS = {
+    "malformed": ("Not a pair", "Correct the row in the source; the example says what it lacks."),
+    "bad_roles": ("Turns out of order", "Put the turns in order: user and assistant alternate, the answer comes last."),
+    "empty_response": ("Empty response", "Write the missing response, or leave the row out for good."),
+    "same_response": ("Chosen equals rejected", "Find the response that was lost; two equal ones teach nothing."),
+    "prompt_mismatch": ("Two different prompts", "Pair responses to one prompt; these answer different ones."),
+    "duplicate": ("Duplicate", "Nothing is lost: the first of the equal rows was kept."),
+    "near_duplicate": ("Near duplicate", "Nothing much is lost: the first of the similar rows was kept."),
+    "contradiction": ("Contradiction", "Decide which response is better, and keep only the row that says so."),
+    "leak": ("Prompt is held out too", "Hold out other prompts with data.heldout, or train on other ones."),
+    "small_margin": ("Margin too small", "Lower data.least_margin; 0 keeps every pair."),
+    "prompt_too_long": ("Prompt too long", "Raise data.max_prompt."),
+    "control_tokens": ("Control tokens in the text", "Remove the tokens of the chat template from the text."),
+    "template": ("Not to be written by the chat template", "Change the row, or use a model whose template takes it."),
+    BEYOND: ("Beyond the limit", "Raise data.limit, or unset it."),
+}
+"""Titles and remedies by the codes of rejected.jsonl."""
+ELSE = "Read the examples, correct the rows in the source, and curate again."
+LONGEST, MOST_KEYS = 700, 6
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row as it stood: where, why it was set aside, and its fields."""
+
+    where: str
+    why: str
+    fields: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Rows set aside for one reason."""
+
+    code: str
+    title: str
+    remedy: str
+    count: str
+    share: str
+    picture: Markup
+    examples: Sequence[Example]
+
+
+def reasons(files: DataFiles) -> list[Reason]:
+    """Every reason, the most frequent first, and last the rows beyond the limit."""
+    counts = counts_by_reason(files)
+    beyond = whole_number(files.summary, BEYOND)
+    rows = whole_number(files.summary, "rows") or sum(counts.values())
+    scale = Scale(0, max([*counts.values(), beyond, 1]))
+    every = [*counts.items(), *([(BEYOND, beyond)] if beyond else [])]
+    return [reason(code, n, files, scale=scale, rows=rows) for code, n in every]
+
+
+def reason(code: str, n: int, files: DataFiles, *, scale: Scale, rows: int) -> Reason:
+    """One reason as it is printed."""
+    title, remedy = REASONS.get(code, (wording.capital(code.replace("_", " ")), ELSE))
+    share = wording.percent(n / rows if rows else None)
+    picture = figures.share_row([("base", n), ("rest", scale.high - n)], label=f"{title}: {n:,} rows, {share}")
+    found = files.refused.get(code)
+    examples = [example(row) for row in found.examples] if found else []
+    return Reason(fitted(code, 80), fitted(title, 120), remedy, wording.count(n), share, picture, examples)
+
+
+def example(line: Tree) -> Example:
+    """A line of rejected.jsonl as it is printed."""
+    row = branch(line, "row")
+    fields = [(fitted(str(key), 40), fitted(plain(value), LONGEST)) for key, value in list(row.items())[:MOST_KEYS]]
+    return Example(fitted(text(line, "where"), 200), fitted(text(line, "why"), LONGEST), fields)
+
+
+def disagreement(files: DataFiles) -> str:
+    """A sentence where rejected.jsonl does not hold the rows that the summary counts."""
+    said, held = counts_by_reason(files), {code: of.count for code, of in files.refused.items()}
+    if not files.refused or sum(said.values()) == sum(held.values()):
+        return ""
+    return (
+        f"data/rejected.jsonl holds {sum(held.values()):,} rows, but data/summary.json counts {sum(said.values()):,}; "
+        "curate again."
+    )
