@@ -154,6 +154,17 @@ def test_one_who_answers_the_wrong_way_round_is_named_and_read_turned_round(each
     assert sum(right) / len(rows) > {2: 0.85, 3: 0.93, 5: 0.97}[each]
 
 
+def test_one_who_swaps_a_part_is_named_where_the_others_hardly_err() -> None:
+    people = {f"ann{i}": 0.995 for i in range(7)} | {"bad": 0.995}
+    rows, swapped = crowd(people, rows=3000, each=3, bad=("bad", 0.3))
+    known = survey(lambda: rows, Policy())
+    assert [n for n, person in known.graded[""].annotators.items() if person.verdict] == ["bad"]
+    found = list(grade(lambda: rows, Policy(), known=known))
+    doubts = Counter(("bad" in each.doubted, bool(turned)) for each, turned in zip(found, swapped, strict=True))
+    assert doubts[True, True] / (doubts[True, True] + doubts[False, True]) >= 0.95
+    assert doubts[True, True] / (doubts[True, True] + doubts[True, False]) >= 0.95
+
+
 def test_a_single_answer_counts_as_much_as_its_annotator() -> None:
     people = {"good": 0.97, "fair": 0.8, "bad": 0.03, "other": 0.8}
     rows, _ = crowd(people, rows=400, each=3)

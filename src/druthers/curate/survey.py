@@ -362,7 +362,7 @@ def annotators_of(table: Votes, twice: Votes, fitted: votes.Crowd | None, names:
     return found
 
 
-def limits_of(fitted: votes.Crowd, shared_W: Floats) -> Floats:
+def limits_of(fitted: votes.Crowd, shared_W: NDArray[Any]) -> Floats:
     """Below what reliability each annotator is weak: 0.7, or twice the errors of the others and 5 points more."""
     skill_W = np.maximum(fitted.right_W, 1 - fitted.right_W)
     weight_W = shared_W.sum() - shared_W
