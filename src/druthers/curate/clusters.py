@@ -40,7 +40,7 @@ TRAIN, HELDOUT, LEFT_OUT, OPEN = 0, 1, 2, 255
 """Where a prompt is: trained on, held out, near prompts of the other side and on neither, or not decided yet."""
 LARGEST = 0.25
 """Share of the held-out prompts that one cluster may be: more of one thing would be what is measured."""
-EXACT = 2**32
+EXACT = 2**31
 """Comparisons up to which every prompt is compared with every other; beyond, with those in the nearest cells."""
 PROBES = 8
 """Cells that are looked into."""
