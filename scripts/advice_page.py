@@ -71,7 +71,7 @@ def section(question: Question) -> list[str]:
     """A question with its rules."""
     how = "the first rule that fires" if question.exclusive else "every rule that fires"
     wants = ", ".join(" or ".join(f"`{name}`" for name in options) for options in question.wants)
-    lines = [f"### {question.text}", "", f"Takes {how}. Otherwise wants {wants}.", ""]
+    lines = [f"### {question.text}", "", f"Takes {how}. To be known in full it wants:", "", wants + ".", ""]
     lines += ["| rule | fires when | answer | because | source |", "|---|---|---|---|---|"]
     return [*lines, *map(row, question.every), ""]
 
