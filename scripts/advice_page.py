@@ -33,7 +33,8 @@ A question whose answers exclude one another takes the first rule that fires; of
 counts as bad where its own check warns or fails, for which its whole 95 % interval has to lie beyond the limit: a
 number that rests on too few rows fires nothing. Rules are plain conditions over findings and counts. They were not
 fitted to outcomes of runs, and the thresholds marked *default* are ours. More evidence never turns an answer into *not
-known*.
+known*. An answer whose question wants more than is known lists that as missing: an earlier rule may have had a reason
+to fire.
 
 **What an evaluation can show.** `n` prompts show a difference `d` between the shares of better and worse, with 80 %
 power at the 5 % level, from `n = (1.96 sqrt(q) + 0.84 sqrt(q - d^2))^2 / d^2` on, `q` being the share that is not tied.
@@ -70,7 +71,7 @@ def section(question: Question) -> list[str]:
     """A question with its rules."""
     how = "the first rule that fires" if question.exclusive else "every rule that fires"
     wants = ", ".join(" or ".join(f"`{name}`" for name in options) for options in question.wants)
-    lines = [f"### {question.text}", "", f"Takes {how}. Otherwise wants {wants}.", ""]
+    lines = [f"### {question.text}", "", f"Takes {how}. To be known in full it wants:", "", wants + ".", ""]
     lines += ["| rule | fires when | answer | because | source |", "|---|---|---|---|---|"]
     return [*lines, *map(row, question.every), ""]
 

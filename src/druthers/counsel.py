@@ -313,6 +313,7 @@ def write_prompts(
         "path": str(out) if ranked else "",
         "count": len(ranked),
         "found": len(gaps.found),
+        "beyond": gaps.beyond,
         "reasons": gaps.counts(),
         "unreadable": gaps.unreadable,
     }
@@ -364,5 +365,6 @@ def prompts_text(found: dict[str, Any]) -> str:
     if not found["count"]:
         return "none: nothing in the data asks for more of some prompt, so no file was written"
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in found["reasons"].items())
-    left = f" of {found['found']:,}" if found["found"] > found["count"] else ""
+    more = " or more" if found["beyond"] else ""
+    left = f" of {found['found']:,}{more}" if found["found"] > found["count"] or more else ""
     return f"{found['count']:,}{left} in {found['path']} ({reasons})"

@@ -2,7 +2,8 @@
 
 The rules themselves stand in `rules`. Here is what they see (`Evidence`) and how they are read: of answers that exclude
 one another the first rule that fires is given, of others all that fire. Where nothing speaks, the answer is that it is
-not known and what is missing; evidence that is added can only take from what is missing.
+not known and what is missing; evidence that is added can only take from what is missing. A rule that fires although the
+question takes more says so too: a rule before it may have had a reason to fire.
 """
 
 from __future__ import annotations
@@ -235,7 +236,7 @@ NAMES = {
 
 def stated(question: Question, rule: Rule, evidence: Evidence, facts: Mapping[str, str]) -> Advice:
     """One rule as an answer, with what it saw."""
-    not_known = rule is question.unknown
+    partly = question.exclusive or rule is question.unknown
     named = rule.needs if isinstance(rule.needs, tuple) else rule.needs(evidence)
     seen = tuple(name for name in named if evidence.knows(name))
     reasons = [rule.because.format_map(facts), *(line for name in seen for line in said(name, evidence, facts))]
@@ -247,7 +248,7 @@ def stated(question: Question, rule: Rule, evidence: Evidence, facts: Mapping[st
         evidence=seen,
         action=rule.action.format_map(facts),
         sources=rule.sources,
-        missing=lacking(question, evidence) if not_known else (),
+        missing=lacking(question, evidence) if partly else (),
     )
 
 

@@ -6,7 +6,8 @@ answers or more judgements. A held-out prompt says so, because what is collected
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,7 +57,7 @@ class Gap:
 
 @dataclass
 class Gaps:
-    """Prompts to collect, each once; at most `most` of those that only belong to a group with few pairs.
+    """Prompts to collect, each once; of each reason at most `most` are kept, and `beyond` counts what met that limit.
 
     `doubted` are pair ids that a finding names, with the reason; `scarce` the groups with few pairs.
     """
@@ -65,25 +66,20 @@ class Gaps:
     doubted: Mapping[str, str] = field(default_factory=dict)
     most: int = 1000
     found: dict[str, Gap] = field(default_factory=dict)
-    of_groups: int = 0
+    held: Counter[str] = field(default_factory=Counter)
+    beyond: int = 0
     unreadable: int = 0
 
     def uncovered(self, prompts: Iterable[Prompt]) -> None:
         """Those the coverage part wrote, in its order and with its own reasons."""
         for prompt in prompts:
-            self.note(prompt, COVERAGE).own = prompt.reason
+            self.note(prompt, [COVERAGE], own=prompt.reason)
 
     def pairs(self, rows: Iterable[Row], *, heldout: bool) -> None:
         """Curated pairs, as they stand on their lines."""
         for row in rows:
-            reasons = set(self.why(row))
-            if reasons == {REASONS[-1]}:
-                if self.of_groups >= self.most:
-                    continue
-                self.of_groups += 1
-            for reason in reasons:
-                prompt = Prompt(prompt=row["prompt"], group=row.get("group", ""))
-                self.note(prompt, reason).heldout |= heldout
+            if reasons := sorted(set(self.why(row)), key=REASONS.index):
+                self.note(Prompt(prompt=row["prompt"], group=row.get("group", "")), reasons, heldout=heldout)
 
     def why(self, row: Row) -> Iterable[str]:
         """The reasons to ask for the prompt of a pair again."""
@@ -105,13 +101,20 @@ class Gaps:
                 if prompt is None:
                     self.unreadable += 1
                 else:
-                    self.note(prompt, REFUSED[line["reason"]])
+                    self.note(prompt, [REFUSED[line["reason"]]])
 
-    def note(self, prompt: Prompt, reason: str) -> Gap:
-        """One more reason for a prompt."""
-        gap = self.found.setdefault(prompt.prompt_id, Gap(prompt, len(self.found)))
-        gap.reasons.add(reason)
-        return gap
+    def note(self, prompt: Prompt, reasons: Sequence[str], *, own: str = "", heldout: bool = False) -> None:
+        """More reasons for a prompt, the most urgent first; a new prompt is kept while that one has room."""
+        gap = self.found.get(prompt.prompt_id)
+        if gap is None:
+            if self.held[reasons[0]] >= self.most:
+                self.beyond += 1
+                return
+            self.held[reasons[0]] += 1
+            gap = self.found[prompt.prompt_id] = Gap(prompt, len(self.found))
+        gap.reasons.update(reasons)
+        gap.own = gap.own or own
+        gap.heldout |= heldout
 
     def ranked(self) -> list[Prompt]:
         """By the most urgent reason, then those with most reasons, then as they were met; at most `most`."""

@@ -452,7 +452,6 @@ HELD_OUT = Question(
             because="{heldout_prompts} prompts show {detects} of accuracy at least. Rows of one prompt are counted "
             "once, as if they agreed (arXiv 2411.00640); noise in the labels ({noise}) hides its part.",
             needs=("heldout_prompts", "accuracy", "D3.noise"),
-            action=COLLECT,
             sources=("2411.00640",),
         ),
         Rule(
@@ -711,7 +710,6 @@ NEXT = Question(
             answer="{more_heldout} prompts more to hold out, drawn like those in production.",
             because="Before more training data, what shows whether it helped (arXiv 2411.00640).",
             needs=("heldout_prompts",),
-            action=COLLECT,
             sources=("2411.00640",),
         ),
     ),
