@@ -336,14 +336,20 @@ def allowed(field: FieldInfo) -> str:
     return f"{words} {' and '.join(bounds)}".strip()
 
 
-WORDS: dict[Any, str] = {int: "whole number", float: "number", str: "text", bool: "true or false"}
+WORDS: dict[Any, str] = {
+    int: "whole number",
+    float: "number",
+    str: "text",
+    bool: "true or false",
+    dict: "table of texts",
+}
 SIGNS = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
 
 
 def options(annotation: Any) -> list[Any]:
     """The members of a union or literal, or the type itself."""
-    if get_origin(annotation) is None:
-        return [annotation]
+    if get_origin(annotation) in (None, dict):
+        return [get_origin(annotation) or annotation]
     return [
         inner
         for member in get_args(annotation)

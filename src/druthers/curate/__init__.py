@@ -10,14 +10,14 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
 from druthers import storage
 from druthers.blocks import BlockTokenizer
 from druthers.config import DataSettings, Settings
-from druthers.curate.importers import Form, Imported, RowFault, detect, read_pair
+from druthers.curate.importers import Form, Imported, RowFault, check, detect, read_pair
 from druthers.curate.ledger import Ledger, Shelf
 from druthers.curate.ranking import pairs_from_ranking
 from druthers.curate.split import WHOLE, draw, threshold
@@ -116,12 +116,12 @@ def _fill(
         return _shelve(line, pair, shelf, ledger, number=number, fit=fit)
 
     if source.heldout:
-        for line, pair, fit in _pairs(source.heldout, ledger, tell, form=data.format, tokenizer=many):
+        for line, pair, fit in _pairs(source.heldout, ledger, tell, data=data, tokenizer=many):
             shelve(line, pair, fit, held, draw(pair.prompt, seed=seed))
     leaks = frozenset(held.draws)
     bound = 0 if source.heldout else int(data.heldout_share * WHOLE)
     trained = 0
-    for line, pair, fit in _pairs(source.train, ledger, tell, form=data.format, tokenizer=many):
+    for line, pair, fit in _pairs(source.train, ledger, tell, data=data, tokenizer=many):
         number = draw(pair.prompt, seed=seed)
         if number in leaks:
             ledger.refuse(line, RowFault("leak", "the prompt is also among the held-out ones"))
@@ -139,15 +139,16 @@ def _pairs(
     ledger: Ledger,
     tell: Callable[[], None],
     *,
-    form: Form | Literal["auto"],
+    data: DataSettings,
     tokenizer: BlockTokenizer,
 ) -> Iterator[tuple[Line, Pair, Fit]]:
     """The rows of a path that are pairs, and how to learn whether one fits the model; the others are booked."""
     with contextlib.closing(storage.lines(path)) as lines:
-        first = list(itertools.islice(lines, LOOKS if form == "auto" else 0))
-        ledger.form = _form(first) if form == "auto" else form
+        first = list(itertools.islice(lines, LOOKS if data.format == "auto" else 0))
+        ledger.form = _form(first, data) if data.format == "auto" else data.format
+        check(data.columns, ledger.form)
         for run in _runs(itertools.chain(first, lines)):
-            imported = [_import(line, ledger.form) for line in run]
+            imported = [_import(line, ledger.form, data) for line in run]
             fits = Fits([found.pair for found in imported if isinstance(found, Imported)], tokenizer)
             places = itertools.count()
             for line, found in zip(run, imported, strict=True):
@@ -198,16 +199,16 @@ class Fits:
         return [refused[i] if i in refused else next(good) for i in range(len(self.pairs))]
 
 
-def _form(first: Iterable[Line]) -> Form:
-    """The form of the first row that has both responses."""
-    telling = (line.row for line in first if not line.fault and {"chosen", "rejected"} <= set(line.row))
-    row = next(telling, None)
-    return "trl" if row is None else detect(row)
+def _form(first: Iterable[Line], data: DataSettings) -> Form:
+    """The form of the first rows."""
+    return detect([line.row for line in first if not line.fault], columns=data.columns)
 
 
-def _import(line: Line, form: Form) -> Imported | RowFault:
+def _import(line: Line, form: Form, data: DataSettings) -> Imported | RowFault:
     try:
-        return RowFault("malformed", line.fault) if line.fault else read_pair(line.row, form)
+        if line.fault:
+            return RowFault("malformed", line.fault)
+        return read_pair(line.row, form, columns=data.columns, cells=line.cells)
     except RowFault as fault:
         return fault
 
