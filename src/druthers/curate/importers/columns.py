@@ -8,7 +8,7 @@ aside and named; without one they are refused, because a misspelt column would g
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -32,12 +32,14 @@ class Names:
     """The columns a form knows: those it reads, and whether it knows all there can be.
 
     `families` are stems of columns that come in numbers: "response" stands for response_a, response_1, response2, ...
-    An `open` form is an export in which other columns are a project's own and are left aside.
+    An `open` form is an export in which other columns are a project's own and are left aside, but for those that hold
+    the `answers` of a row.
     """
 
     read: frozenset[str]
     families: tuple[str, ...] = ()
     open: bool = False
+    answers: Callable[[Row, str], bool] | None = None
 
     def knows(self, name: str) -> bool:
         """Whether the form reads a column of this name."""
@@ -125,7 +127,7 @@ def unknown(row: Row, names: Names, known: Sequence[str]) -> list[str]:
     aside = []
     for name in row:
         if names.open or name in IGNORED:
-            if not names.knows(name):
+            if not names.knows(name) and not (names.answers and names.answers(row, name)):
                 aside.append(name)
         elif not names.knows(name):
             remedy = f"; to leave it aside set data.columns.{name}=ignore"

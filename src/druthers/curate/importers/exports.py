@@ -245,7 +245,21 @@ def _buckets(name: str, given: Mapping[str, Any], names: Sequence[str]) -> Said:
 
 # ---------------------------------------------------------------- Argilla
 
-ARGILLA = Names(OPEN.read | {"fields", "responses", "suggestions"}, STEMS, open=True)
+FLAT = (".responses", ".users", ".status", ".suggestion", ".agent", ".score", "-suggestion", "-suggestion-metadata")
+"""What the columns of a flattened record end in that belong to a question."""
+
+
+def _answered(value: object) -> bool:
+    """Whether a column holds the answers of people, as version 1 wrote them."""
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) and "user_id" in one for one in value)
+
+
+ARGILLA = Names(
+    OPEN.read | {"fields", "responses", "suggestions", *PROMPTS},
+    STEMS,
+    open=True,
+    answers=lambda row, name: name.endswith(FLAT) or _answered(row[name]),
+)
 TAKEN = ("submitted", None)
 """Status of a response that counts; drafts and discarded ones do not. An export with nesting gives none."""
 
@@ -299,7 +313,7 @@ def _argilla_said(row: Row) -> Iterator[tuple[str, str, object]]:
             more = row.get(f"{name}-metadata")
             agent = more.get("agent") if isinstance(more, dict) else row.get(f"{name}.agent")
             yield from _argilla_suggestion(question, {"value": value, "agent": agent})
-        elif isinstance(value, list) and value and all(isinstance(one, dict) and "user_id" in one for one in value):
+        elif _answered(value):
             yield from _argilla_responses(name, value)
 
 
@@ -368,8 +382,13 @@ def _argilla_ranking(value: object) -> list[list[Any]] | None:
 
 # ---------------------------------------------------------------- Ground Truth
 
-GROUND_TRUTH = Names(OPEN.read | {"source"}, STEMS, open=True)
 META = "-metadata"
+GROUND_TRUTH = Names(
+    OPEN.read | {"source"},
+    STEMS,
+    open=True,
+    answers=lambda row, name: name.endswith(META) or f"{name}{META}" in row,
+)
 VOTED = ("winner", "preference", "choice", "answer", "label", "better")
 SURE = ("posterior", "confidence", "probability")
 """Numbers that say how sure a consolidation is, and rate nothing."""
