@@ -76,6 +76,7 @@ class Task:
             raise RowFault("malformed", f"{prompts[1]}: {why}; set data.columns.{prompts[1]}=ignore, or the other")
         self.prompt: Talk = asked(prompts[0], data)
         self.names, self.responses = _responses(data)
+        self.base: int | None = None
 
     def place(self, *names: str) -> int | None:
         """Which response a name points at: its own name, or one that ends in its number or letter."""
@@ -84,9 +85,22 @@ class Task:
                 return self.names.index(name)
         if len(self.responses) == 1:
             return 0
-        ends = [end for one in self.names if (end := _end(one)) is not None]
-        found = [ends.index(end) for name in names if (end := _end(name)) is not None and end in ends]
-        return found[0] if found and len(ends) == len(self.names) else None
+        found = [place for name in names if (end := _end(name)) and (place := self._place(*end)) is not None]
+        return found[0] if found else None
+
+    def _place(self, kind: str, end: int) -> int | None:
+        """Which response a number or letter means; numbers into a list only where it is clear from where they count."""
+        ends = [_end(name) for name in self.names]
+        if ends:
+            return ends.index((kind, end)) if None not in ends and (kind, end) in ends else None
+        place = end - ord("a") if kind == "letter" else None if self.base is None else end - self.base
+        return place if place is not None and 0 <= place < len(self.responses) else None
+
+    def count(self, names: Iterable[str]) -> None:
+        """Learn from all names in a row whether they count a list of responses from 0 or from 1."""
+        numbers = {end[1] for name in names if (end := _end(name)) and end[0] == "number"}
+        zero, last = 0 in numbers, len(self.responses) in numbers
+        self.base = None if zero == last else int(last)
 
     def rating(self, value: object, name: str, *names: str) -> Said | None:
         """A rating of the response that the names point at."""
@@ -108,6 +122,8 @@ class Task:
         if isinstance(value, str) and value in self.names:
             value = "ab"[self.names.index(value)]
         said = word(value).lstrip("_")
+        if said == "0":
+            raise RowFault("malformed", f"{name}: is 0, which says no side; call the sides a and b, or 1 and 2")
         if SIDE.fullmatch(said) or said in TIES or said in NOTHING:
             found = choice(name, value)
             return found and found | self.criterion(name)
@@ -120,6 +136,7 @@ class Task:
 
 
 def _responses(data: Row) -> tuple[list[str], Sequence[Said]]:
+    """The names of the responses (none where they stand in a list), and the responses."""
     listed = data.get("responses")
     if listed is None:
         columns = {name: value for name, value in data.items() if isinstance(value, str | list | dict)}
@@ -135,7 +152,7 @@ def _responses(data: Row) -> tuple[list[str], Sequence[Said]]:
             )
         return [single], distinct([{"content": answer(single, data[single])}])
     given = answers(data, least=1)
-    return [str(i) for i in range(len(given))], distinct(given)
+    return [], distinct(given)
 
 
 def _end(name: str) -> tuple[str, int] | None:
@@ -175,20 +192,19 @@ def from_label_studio(row: Row) -> Candidates:
     notes = [fields(f"annotations.{i}", note) for i, note in enumerate(items("annotations", given))]
     data = fields("data", row.get("data"))
     task, listed = _studio_task(data)
-    opinions: list[Said] = []
-    for note in notes:
-        if note.get("was_cancelled") is True:
-            continue
-        by = {"annotator": _completed_by(note.get("completed_by"))}
-        for i, one in enumerate(items("annotations.result", note.get("result") or [])):
-            said = _studio_result(fields(f"annotations.result.{i}", one), task, listed)
-            opinions += [said | by] if said else []
-    return candidates(
-        {**data, **{name: row[name] for name in ("group", "tools") if name in row}},
-        task.prompt,
-        task.responses,
-        opinions,
-    )
+    opinions = [said for note in notes if note.get("was_cancelled") is not True for said in _note(note, task, listed)]
+    shared = {name: row[name] for name in ("group", "tools") if name in row}
+    return candidates({**data, **shared}, task.prompt, task.responses, opinions)
+
+
+def _note(note: Row, task: Task, listed: list[str]) -> Iterator[Said]:
+    """What one person said in an annotation."""
+    given = items("annotations.result", note.get("result") or [])
+    results = [fields(f"annotations.result.{i}", one) for i, one in enumerate(given)]
+    task.count(name for one in results for key in ("from_name", "to_name") for name in named(one, key).split(","))
+    for one in results:
+        if said := _studio_result(one, task, listed):
+            yield said | {"annotator": _completed_by(note.get("completed_by"))}
 
 
 def _studio_task(data: Row) -> tuple[Task, list[str]]:
@@ -272,6 +288,7 @@ def from_argilla(row: Row) -> Candidates:
     said = list(_argilla_said(row))
     data = row["fields"] if isinstance(row.get("fields"), dict) else _argilla_fields(row, {name for name, *_ in said})
     task = Task(data)
+    task.count(name for name, _, value in said for name in (name, *(_names(value) if isinstance(value, list) else ())))
     people = [one for one in said if not one[1].startswith(SUGGESTED)]
     opinions = []
     for name, annotator, value in people or said:
@@ -362,6 +379,13 @@ def _argilla_value(name: str, value: object, task: Task) -> Said | None:
     groups = [[str(pointed[each]) for each in group] for group in ranked]
     said = order(name, groups, names=[str(i) for i in range(len(task.responses))])
     return said | task.criterion(name)
+
+
+def _names(value: list[Any]) -> list[str]:
+    """The names in a ranking."""
+    return [
+        one for one in (each.get("value") if isinstance(each, dict) else each for each in value) if isinstance(one, str)
+    ]
 
 
 def _argilla_ranking(value: object) -> list[list[Any]] | None:
@@ -464,6 +488,7 @@ def _workers(name: str, given: Iterable[Any], task: Task) -> Iterator[Said]:
 
 def worker_opinions(name: str, content: Row, task: Task) -> Iterator[Said]:
     """What one answer says: rankings by dimension, a label, radio buttons, or numbers named for their responses."""
+    task.count(content)
     for key, value in content.items():
         place = f"{name}.{key}"
         if key == "ordinalRankingDimensions":
