@@ -7,7 +7,8 @@ A choice is of two responses in the order shown, and that order must last: which
 So choices are not mixed with the rest: all choices between the same two texts in the same order are one item of two
 responses, and those in the other order another, right behind it among the items of the prompt. Who wants the votes on
 two texts in whatever order (Dawid-Skene does) takes together the neighbours with equal prompt, tools and group whose
-two texts are the same; their numbers then change sides with the texts.
+two texts are the same; their numbers then change sides with the texts. Responses of an item of nothing but choices that
+are in none of them go nowhere: nobody said anything of them.
 
 The order is that of the first row of a prompt, and inside a prompt that of the first row of an item. Memory is bounded:
 beyond the limit rows go to files by a hash of the prompt, which are joined one after another; the result is the same

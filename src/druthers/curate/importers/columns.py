@@ -148,6 +148,8 @@ IGNORED = frozenset(
             "rejected_rating",
         ),
         *("chosen_score", "rejected_score", "chosen_model", "rejected_model", "timestamp", "created_at"),
+        *("split", "domain", "language", "complexity", "verbosity", "preference_statement", "preference_elaboration"),
+        *("three_most_similar_preferences", "all_preferences_unprocessed"),
     )
 )
 """Columns that often stand beside the others and carry nothing for us."""
