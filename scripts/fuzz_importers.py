@@ -65,11 +65,11 @@ def name(data: Any) -> str:
 
 
 def changed(data: Any, given: Any, depth: int = 6) -> Any:
-    """A value of which some parts are replaced."""
-    if data.ConsumeIntInRange(0, 7) == 0 or not depth:
+    """A value of which some parts are replaced; where the input ends, the rest stays."""
+    if data.ConsumeIntInRange(0, 7) == 7 or not depth:
         return value(data, 2)
     if isinstance(given, dict):
-        return {key: changed(data, item, depth - 1) for key, item in given.items() if data.ConsumeIntInRange(0, 15)}
+        return {key: changed(data, item, depth - 1) for key, item in given.items() if data.ConsumeIntInRange(0, 15) < 15}
     return [changed(data, item, depth - 1) for item in given] if isinstance(given, list) else given
 
 
