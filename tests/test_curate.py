@@ -287,7 +287,8 @@ def test_one_prompt_cannot_be_split(tmp_path: Path) -> None:
         run(path, tmp_path / "data", bad_rows="drop")
     assert str(caught.value) == (
         f"{path} (refused: 1 empty_response; the first: {path}:3: rejected: the response is empty; remove the row or "
-        "write an answer): holds 1 usable prompt, but a split into training and held-out needs at least 2; give more "
+        "write an answer): holds 1 usable prompt (those nearly the same count once), but a split into training and "
+        "held-out needs at least 2; give more "
         "prompts, or a held-out file as data.heldout"
     )
 
@@ -479,6 +480,6 @@ def test_real_hh_transcripts_keep_all_but_the_broken_rows(tmp_path: Path) -> Non
         "max_response": 8192,
     }
     summary = run(HARMLESS / "train.jsonl.gz", tmp_path, **given_data)
-    assert (summary.format, summary.rows, summary.train, summary.heldout) == ("hh", 2019, 1678, 314)
-    assert summary.rejected == {"bad_roles": 5, "empty_response": 4, "leak": 18}
+    assert (summary.format, summary.rows, summary.train, summary.heldout) == ("hh", 2019, 1679, 314)
+    assert summary.rejected == {"bad_roles": 5, "empty_response": 4, "leak": 17}
     assert (summary.joined_turns, summary.prompts["heldout"]) == (4, 314)

@@ -148,6 +148,15 @@ def test_prompts_of_one_long_form_are_told_apart_by_the_rest(tmp_path: Path) -> 
     assert 5 <= summary.heldout <= 40
 
 
+def test_short_prompts_of_common_words_are_not_one_for_their_common_answers(tmp_path: Path) -> None:
+    asked = [
+        f"{verb} {noun} {rest}?" for verb in ("is", "was") for noun in ("it", "this", "that") for rest in WORDS[:60]
+    ]
+    asked += ["is it?", "was this?", "that was it?"]
+    summary = curated(tmp_path, [{"prompt": p, "chosen": "Yes.", "rejected": "No."} for p in asked], [])
+    assert (summary.kept, summary.rejected) == (len(asked), {})
+
+
 # ---------------------------------------------------------------- planted faults
 
 PLANTED = 100

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from druthers import config
 from druthers.curate import opinions
@@ -358,16 +359,18 @@ def test_findings_say_where_annotators_part_and_where_nothing_is_known() -> None
 
 
 def test_the_settings_make_the_policy() -> None:
-    given_settings = config.load(
-        overrides=["grade.criteria.help=2", "grade.criteria.overall=1", "grade.gates.safe=3", "grade.strength=none"]
-    ).grade
-    policy = policy_of(given_settings)
+    policy = policy_of(config.GradeSettings(criteria={"help": 2, "overall": 1}, gates={"safe": 3}, strength="none"))
     assert policy.criteria == (("", 1.0), ("help", 2.0))
     assert (policy.gates, policy.strength) == ((("safe", 3.0),), "none")
-    assert policy_of(config.load().grade) == Policy()
-    for wrong in ("grade.criteria.help=0", "grade.criteria.help=true", "grade.gates.safe=yes"):
-        with pytest.raises(InputError, match="grade"):
-            config.load(overrides=[wrong])
+    assert policy_of(config.GradeSettings()) == Policy()
+    for section, wrong in (("criteria", 0), ("criteria", True), ("gates", "yes")):
+        with pytest.raises(ValidationError, match=section):
+            config.GradeSettings.model_validate({section: {"help": wrong}})
+
+
+def test_what_nothing_reads_yet_is_no_setting() -> None:
+    with pytest.raises(InputError, match=r"unknown setting 'grade\.ties'"):
+        config.load(overrides=["grade.ties=soft"])
 
 
 def test_scores_and_ranks_of_responses_are_one_nameless_view() -> None:

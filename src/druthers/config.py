@@ -168,7 +168,7 @@ class TrainSettings(Section):
 
 
 class GradeSettings(Section):
-    """From what annotators said to graded pairs."""
+    """From what annotators said to graded pairs. No part of `Settings` until `curate` reads opinions."""
 
     labels: Literal["auto", "majority", "dawid-skene", "bradley-terry"] = Field(
         "auto",
@@ -258,7 +258,6 @@ class Settings(Section):
     )
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
-    grade: GradeSettings = GradeSettings()
     loss: LossSettings = SigmoidSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()

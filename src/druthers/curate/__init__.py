@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -36,8 +36,8 @@ from druthers.tokens import Tokenizer, tokenize
 __all__ = ["CurateSummary", "curate", "pairs_from_ranking"]
 
 Progress = Callable[[int, int], None]
-LOOKS, FORM_LOOKS = 100, 1000
-"""Rows whose form is looked at, and rows in which words are looked for that many prompts have."""
+LOOKS, TELLING = 1000, 100
+"""Rows in which words are looked for that many prompts have, and rows whose form is looked at."""
 ALONE = 32 << 20
 """Bytes of a source up to which starting other processes takes longer than it saves, and for each of which one is."""
 KEPT_IN_MIND = 1 << 12
@@ -93,8 +93,9 @@ def curate(
         shelf = Shelf(cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile(dir=out))))
         many = BlockTokenizer(tokenizer, max_prompt=data.max_prompt, max_response=data.max_response)
         tell = _teller(source, progress)
-        shared = _shared(source.train, data)
-        reader = Reader("trl", many, settings.seed, shared)
+        first = _first(source.train)
+        shared = form_of(_pairs_of(first, _form(first, data)))
+        reader = Reader(_form(first, data), many, settings.seed, shared)
         held = _fill(shelf, source, data, ledger, reader=reader, workers=workers, tell=tell)
         facts = shelf.facts()
         sides = decide(facts, shelf, data, held=held, form=shared, name=lambda: _name(source.train, ledger))
@@ -139,7 +140,7 @@ def _fill(
     """Read the held-out part, then the rest; how many pairs the held-out part has, None where there is none."""
     held = None
     for path in filter(None, (source.heldout, source.train)):
-        ledger.form = _form(_first(path, LOOKS)) if data.format == "auto" else data.format
+        ledger.form = reader.form if path == source.train else _form(_first(path), data)
         for part in read(path, replace(reader, form=ledger.form), workers=_processes(path, workers)):
             for refused in part.refusals:
                 ledger.refuse(refused)
@@ -159,27 +160,26 @@ def _processes(path: str, workers: int) -> int:
     return max(1, min(workers, size // ALONE))
 
 
-def _first(path: str, count: int) -> list[Line]:
-    """The first lines of a source, up to a fault of the file."""
+def _first(path: str) -> list[Line]:
+    """The first lines of a source, up to a fault of the file, which is said when all are read."""
     found: list[Line] = []
     with contextlib.suppress(InputError), contextlib.closing(storage.lines(path)) as lines:
-        found.extend(itertools.islice(lines, count))  # also those before the fault
+        found.extend(itertools.islice(lines, LOOKS))  # also those before the fault
     return found
 
 
-def _form(first: Iterable[Line]) -> Form:
-    """The form of the first row that has both responses."""
-    telling = (line.row for line in first if not line.fault and {"chosen", "rejected"} <= set(line.row))
+def _form(first: Sequence[Line], data: DataSettings) -> Form:
+    """The form that is set, or that of the first row that has both responses."""
+    if data.format != "auto":
+        return data.format
+    telling = (line.row for line in first[:TELLING] if not line.fault and {"chosen", "rejected"} <= set(line.row))
     row = next(telling, None)
     return "trl" if row is None else detect(row)
 
 
-def _shared(path: str, data: DataSettings) -> Hashes:
-    """What many of the first prompts have."""
-    first = _first(path, FORM_LOOKS)
-    form = _form(first[:LOOKS]) if data.format == "auto" else data.format
-    found = [imported(line, form) for line in first]
-    return form_of([each.pair for each in found if isinstance(each, Imported)])
+def _pairs_of(first: Iterable[Line], form: Form) -> list[Pair]:
+    """The pairs among some lines."""
+    return [found.pair for line in first if isinstance(found := imported(line, form), Imported)]
 
 
 def _probe(tokenizer: Tokenizer) -> None:

@@ -72,25 +72,21 @@ def leave_out_duplicates(found: Fates, facts: Facts) -> None:
 
 
 def leave_out_near(found: Fates, facts: Facts, read: Callable[[int], Pair], *, least: float, form: Hashes) -> None:
-    """Pairs whose prompt, chosen and rejected are each nearly those of an earlier row that stays.
-
-    Prompts are compared without `form`, what many of them have.
-    """
+    """Pairs whose prompt, chosen and rejected are each nearly those of an earlier row that stays."""
     kept = np.flatnonzero(found.kept_B)
     pairs = candidates(facts.responses_BK[kept], least=GUESS)
     pairs = kept[pairs[agreeing(facts.prompts_BK[kept], pairs) >= GUESS * facts.prompts_BK.shape[1]]]
     sets = functools.lru_cache(1 << 14)(lambda i: sets_of(read(i), form=form))
     for earlier, later in pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))].tolist():
-        if found.reason_B[earlier] == found.reason_B[later] == KEPT and all(
-            jaccard(a, b) >= least for a, b in zip(sets(earlier), sets(later), strict=True)
-        ):
+        staying = found.reason_B[earlier] == found.reason_B[later] == KEPT
+        if staying and same(sets(earlier), sets(later), least=least):
             found.reason_B[later], found.other_B[later] = "near_duplicate", earlier
 
 
 def sets_of(pair: Pair, *, form: Hashes) -> list[Hashes]:
     """What prompt, chosen and rejected are compared by."""
     whole = shingles(words([text_of(pair.chosen), text_of(pair.rejected)]))
-    return [asked_for(pair, form=form), *(np.unique(whole.of(side)) for side in range(2))]
+    return [*asked_for(pair, form=form), *(np.unique(whole.of(side)) for side in range(2))]
 
 
 def leave_out_contradictions(found: Fates, facts: Facts) -> None:
@@ -131,14 +127,24 @@ def alike(facts: Facts, read: Callable[[int], Pair], *, least: float, form: Hash
     first_P = first[order]
     near = candidates(facts.prompts_BK[first_P], least=GUESS)
     sets = functools.lru_cache(1 << 14)(lambda p: asked_for(read(int(first_P[p])), form=form))
-    close = np.array([jaccard(sets(a), sets(b)) >= least for a, b in near.tolist()], dtype=bool)
+    close = np.array([same(sets(a), sets(b), least=least) for a, b in near.tolist()], dtype=bool)
     edges = np.unique(np.concatenate([near[close], copied(facts, first_P)]), axis=0)
     return Alike(first_P, np.argsort(order)[inverse], edges)
 
 
-def asked_for(pair: Pair, *, form: Hashes) -> Hashes:
-    """What prompts are compared by."""
-    return np.unique(without(shingles(words([asked(pair.prompt)])), form).hash_S)
+def asked_for(pair: Pair, *, form: Hashes) -> list[Hashes]:
+    """What prompts are compared by: all of it, and all but `form`, what many of them have.
+
+    A long form makes prompts alike that ask for different things; without it short ones would be, of which it leaves a
+    word. So both must be nearly the same.
+    """
+    whole = shingles(words([asked(pair.prompt)]))
+    return [np.unique(whole.hash_S), np.unique(without(whole, form).hash_S)]
+
+
+def same(one: list[Hashes], other: list[Hashes], *, least: float) -> bool:
+    """Whether each part is nearly the same."""
+    return all(jaccard(a, b) >= least for a, b in zip(one, other, strict=True))
 
 
 def copied(facts: Facts, first_P: Places) -> Places:

@@ -79,7 +79,7 @@ def inspect(
         *shortcut.findings(shortcut.shortcut(chosen_NF, rejected_NF, prompt_N, seed=seed)),
         *margin.findings(grades, rows=where.get("D7.lowest")),
         *texts.findings(faults, rows={name.partition(".")[2]: file for name, file in where.items()}),
-        cut(facts.counts_B5[kept]),
+        cut(facts.counts_B5[kept], prompt_N),
     ]
     figures = [*lengths(facts, train, heldout), *grade_figures(grades), of_groups(facts.group_B[kept], groups)]
     return Inspection(found, {name: about[name] for name in where}, [each for each in figures if each])
@@ -99,17 +99,12 @@ def repeated(reasons: Counter[str], rows: int) -> Iterator[Finding]:
         yield finding(name, share, said, unit="share", limits=limits, action=action if count else "")
 
 
-def cut(counts_N5: NDArray[np.uint32]) -> Finding:
+def cut(counts_N5: NDArray[np.uint32], prompt_N: NDArray[np.int64]) -> Finding:
     """D13.limit: responses that are longer than `data.max_response`."""
-    both = counts_N5[:, 3:5].astype(np.int64)
-    apart = 100 * float(both[:, 0].mean() - both[:, 1].mean())
-    text = (
-        f"{both[:, 0].sum():,} chosen and {both[:, 1].sum():,} rejected responses are longer than "
-        "data.max_response and were cut."
-    )
-    limits = Limits(warn=1.0) if apart >= 0 else Limits(warn=-1.0, bad="below")
+    what = "are longer than data.max_response and were cut"
     action = "Raise data.max_response: where one side is cut oftener, its end is what tells them apart."
-    return finding("D13.limit", apart, text, n=len(both), unit="points", limits=limits, action=action)
+    both = texts.sides(counts_N5[:, 3] > 0, counts_N5[:, 4] > 0, prompt_N)
+    return texts.apart("limit", both, what, action=action, warn=texts.CUT_APART)
 
 
 def about_texts(kept: NDArray[np.int64], bits_N3: NDArray[np.uint32]) -> dict[str, NDArray[np.int64]]:

@@ -30,7 +30,8 @@ BAND = 3
 NEAR = 0.75
 """Jaccard index from which on texts are nearly the same: one word of eleven may differ."""
 FORM, FORM_COUNT = 0.05, 20
-"""Share of the first prompts, and their number, that have a word or a pair of words when it belongs to a form."""
+"""Share of the first prompts, and their number, that have a word or a pair of words when it belongs to a form; of few
+prompts, half."""
 GRAM = 13
 """Words of a passage that is taken for copied."""
 SAMPLED = 2
@@ -148,15 +149,21 @@ def common(found: Sets, *, share: float = FORM, least: int = FORM_COUNT) -> Hash
     """
     once = np.unique(np.column_stack([found.hash_S, found.owner_S.astype(np.uint64)]), axis=0)[:, 0]
     hashes, count = np.unique(once, return_counts=True)
-    return hashes[count >= max(least, share * len(found))]
+    return hashes[count >= max(share * len(found), min(least, max(3, len(found) / 2)))]
 
 
 def without(found: Sets, left_out: Hashes) -> Sets:
-    """The sets without some hashes, which are sorted."""
+    """The sets without some hashes, which are sorted; a set that would be empty stays as it is.
+
+    >>> form = common(shingles(words(["so it is"] * 20)))
+    >>> without(shingles(words(["so it is", "so it was"])), form).at.tolist()
+    [0, 5, 7]
+    """
     if not len(left_out):
         return found
     at = np.minimum(np.searchsorted(left_out, found.hash_S), len(left_out) - 1)
     stays = left_out[at] != found.hash_S
+    stays |= (np.bincount(found.owner_S[stays], minlength=len(found)) == 0)[found.owner_S]
     return Sets(found.hash_S[stays], np.concatenate([[0], np.cumsum(stays)])[found.at])
 
 

@@ -40,9 +40,10 @@ def threshold(draws: Iterable[int], *, share: float, name: str) -> int:
     """
     prompts = set(draws)
     if len(prompts) < 2:
+        count = f"{len(prompts)} usable prompt{'s' * (len(prompts) != 1)} (those nearly the same count once)"
         raise InputError(
-            f"{name}: holds {len(prompts)} usable prompt{'s' * (len(prompts) != 1)}, but a split into training and "
-            "held-out needs at least 2; give more prompts, or a held-out file as data.heldout"
+            f"{name}: holds {count}, but a split into training and held-out needs at least 2; "
+            "give more prompts, or a held-out file as data.heldout"
         )
     bound = int(share * WHOLE)
     return min(max(bound, min(prompts) + 1), max(prompts))

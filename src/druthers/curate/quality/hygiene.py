@@ -5,7 +5,7 @@ Letters: N pairs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,68 +123,40 @@ def tally(kinds: tuple[str, ...], *bits: NDArray[Any]) -> dict[str, int]:
 def findings(found: Hygiene, *, rows: Mapping[str, Rows] | None = None) -> list[Finding]:
     """D13.cut, D13.refusal, D13.language, D13.personal, D13.empty and D13.<fault>; `rows` by the last part of an id."""
     where = rows or {}
-    told = [
-        apart("cut", found.faults["cut"], NAMES["cut"], action=ACTIONS["cut"], warn=CUT_APART, rows=where.get("cut"))
-    ]
-    told.append(
-        apart(
-            "refusal",
-            found.refusal,
-            "open with a refusal",
-            action="Read pairs whose chosen answer refuses; refusing what is harmless is learned as fast as anything.",
-            rows=where.get("refusal"),
-        )
-    )
+    return [*sided(found, where), *faulty(found, where), *private(found, where)]
+
+
+def sided(found: Hygiene, rows: Mapping[str, Rows]) -> Iterator[Finding]:
+    """What one side has more of than the other."""
+    yield apart("cut", found.faults["cut"], NAMES["cut"], action=ACTIONS["cut"], warn=CUT_APART, rows=rows.get("cut"))
+    action = "Read pairs whose chosen answer refuses; refusing what is harmless is learned as fast as anything."
+    yield apart("refusal", found.refusal, "open with a refusal", action=action, rows=rows.get("refusal"))
     if found.language is not None:
-        told.append(
-            apart(
-                "language",
-                found.language,
-                "are in another language than their prompt",
-                action="Leave out pairs whose chosen answer is in a language nobody asked for.",
-                rows=where.get("language"),
-            )
-        )
+        what = "are in another language than their prompt"
+        action = "Leave out pairs whose chosen answer is in a language nobody asked for."
+        yield apart("language", found.language, what, action=action, rows=rows.get("language"))
+
+
+def faulty(found: Hygiene, rows: Mapping[str, Rows]) -> Iterator[Finding]:
+    """What no text should have."""
     for kind in ("fence", "control", "encoding", "template", "turn"):
-        sided = found.faults[kind]
+        count = found.faults[kind].count
         asked = f", and {found.prompts[kind]} prompts" if kind in found.prompts else ""
-        told.append(
-            counted(
-                kind,
-                sided.count,
-                2 * found.pairs,
-                f"{sided.count} answers {NAMES[kind]}{asked}.",
-                warn=0.0,
-                action=ACTIONS[kind],
-                rows=where.get(kind),
-            )
-        )
+        text = f"{count} answers {NAMES[kind]}{asked}."
+        yield counted(kind, count, 2 * found.pairs, text, warn=0.0, action=ACTIONS[kind], rows=rows.get(kind))
+
+
+def private(found: Hygiene, rows: Mapping[str, Rows]) -> Iterator[Finding]:
+    """Personal data, and answers that are none."""
     kinds = ", ".join(f"{count} {kind}" for kind, count in found.personal.items())
-    told.append(
-        counted(
-            "personal",
-            sum(found.personal.values()),
-            3 * found.pairs,
-            f"Texts that hold personal data or secrets: {kinds}."
-            if kinds
-            else "No text holds personal data we know of.",
-            warn=0.0,
-            action="Redact them (the placeholders keep the sense), or leave the rows out.",
-            rows=where.get("personal"),
-        )
+    text = f"Texts that hold personal data or secrets: {kinds}." if kinds else "No text holds personal data we know of."
+    action = "Redact them (the placeholders keep the sense), or leave the rows out."
+    count = sum(found.personal.values())
+    yield counted("personal", count, 3 * found.pairs, text, warn=0.0, action=action, rows=rows.get("personal"))
+    text = f"{found.empty} pairs have an empty answer."
+    yield counted(
+        "empty", found.empty, found.pairs, text, fail=0.0, action="Remove these rows.", rows=rows.get("empty")
     )
-    told.append(
-        counted(
-            "empty",
-            found.empty,
-            found.pairs,
-            f"{found.empty} pairs have an empty answer.",
-            fail=0.0,
-            action="Remove these rows.",
-            rows=where.get("empty"),
-        )
-    )
-    return told
 
 
 def apart(
