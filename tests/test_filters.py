@@ -42,12 +42,14 @@ def pair(prompt: str, chosen: str, rejected: str, **more: Any) -> Pair:
 
 
 def known(pairs: Sequence[Pair]) -> Facts:
-    return facts(pairs, TOKENIZER.tokenize(pairs), seed=0, form=form_of(pairs))
+    return facts(pairs, TOKENIZER.tokenize(pairs), seed=0, form=form_of([pair.prompt for pair in pairs]))
 
 
 def near(pairs: Sequence[Pair]) -> filters.Fates:
     found = filters.fates(len(pairs))
-    filters.leave_out_near(found, known(pairs), lambda i: pairs[i], least=NEAR, form=form_of(pairs))
+    filters.leave_out_near(
+        found, known(pairs), lambda i: pairs[i], least=NEAR, form=form_of([pair.prompt for pair in pairs])
+    )
     return found
 
 
@@ -91,7 +93,9 @@ def test_a_contradiction_takes_all_rows_of_its_two_responses_and_no_other(rows: 
 def sides(pairs: Sequence[Pair], share: float = 0.3) -> dict[str, bool]:
     """Whether each prompt is held out."""
     about = known(pairs)
-    numbers = filters.numbers_of(about, filters.alike(about, lambda i: pairs[i], least=NEAR, form=form_of(pairs)))
+    numbers = filters.numbers_of(
+        about, filters.alike(about, lambda i: pairs[i], least=NEAR, form=form_of([pair.prompt for pair in pairs]))
+    )
     return {p.prompt[0].content: bool(n < share * 2**64) for p, n in zip(pairs, numbers.tolist(), strict=True)}
 
 
@@ -136,7 +140,10 @@ def test_a_form_that_many_prompts_share_binds_none_of_them() -> None:
     form = text(draw, 40)
     pairs = [pair(f"{form} {text(draw, 40)}", "yes", "no") for _ in range(50)]
     about = known(pairs)
-    assert len(filters.alike(about, lambda i: pairs[i], least=NEAR, form=form_of(pairs)).edges) == 0
+    assert (
+        len(filters.alike(about, lambda i: pairs[i], least=NEAR, form=form_of([pair.prompt for pair in pairs])).edges)
+        == 0
+    )
 
 
 def test_prompts_of_one_long_form_are_told_apart_by_the_rest(tmp_path: Path) -> None:

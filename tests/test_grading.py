@@ -368,11 +368,6 @@ def test_the_settings_make_the_policy() -> None:
             config.GradeSettings.model_validate({section: {"help": wrong}})
 
 
-def test_what_nothing_reads_yet_is_no_setting() -> None:
-    with pytest.raises(InputError, match=r"unknown setting 'grade\.ties'"):
-        config.load(overrides=["grade.ties=soft"])
-
-
 def test_scores_and_ranks_of_responses_are_one_nameless_view() -> None:
     found = opinions.views(row(rating("ann", 1.0, 2.0), scores=(4.0, None)))
     assert [(view.annotator, view.scale) for view in found[""]] == [("ann", "rating"), ("", "rating")]

@@ -36,7 +36,7 @@ FORMS: list[tuple[dict[str, Any], Form]] = [
 
 @pytest.mark.parametrize(("row", "form"), FORMS)
 def test_each_form_is_recognised_and_gives_the_same_pair(row: dict[str, Any], form: Form) -> None:
-    assert detect(row) == form
+    assert detect([row]) == form
     assert read_pair(row, form).pair == FRUIT
 
 

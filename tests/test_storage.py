@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import gzip
 import json
@@ -90,6 +91,88 @@ def test_parquet_gives_the_rows_and_nulls_are_absent_fields(tmp_path: Path) -> N
         (f"{tmp_path}/a.parquet:1", {"a": 1, "m": [{"role": "user"}]}),
         (f"{tmp_path}/a.parquet:2", {"a": 2, "b": "x", "m": [{"role": "tool", "name": "f"}]}),
     ]
+
+
+TABLE = 'a,text\r\n1,"é, ""so""\r\nund so"\r\n\r\n2,\r\n'
+CELLS = [{"a": "1", "text": 'é, "so"\r\nund so'}, {"a": "2"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.csv", TABLE.encode()),
+        ("A.CSV", TABLE.encode("utf-8-sig")),
+        ("a.csv", TABLE.encode().rstrip()),
+        ("a.csv", TABLE.replace("a,text", "a;text").replace("1,", "1;").replace("2,", "2;").encode()),
+        ("a.tsv", TABLE.replace("a,text", "a\ttext").replace("1,", "1\t").replace("2,", "2\t").encode()),
+        ("a.csv.gz", gzip.compress(TABLE.encode())),
+        ("a.csv.zst", zstd(TABLE.encode())),
+    ],
+)
+def test_every_kind_of_table_gives_the_same_cells_and_empty_ones_are_absent(
+    tmp_path: Path, name: str, data: bytes
+) -> None:
+    lines = list(storage.lines(str(put(tmp_path / name, data))))
+    assert [line.row for line in lines] == CELLS
+    assert [line.where.rpartition(":")[2] for line in lines] == ["2", "5"]
+    assert all(line.cells and not line.fault for line in lines)
+
+
+def test_a_bad_row_of_a_table_is_a_fault_of_its_own_line_and_reading_goes_on(tmp_path: Path) -> None:
+    rows = [b"a,b", b"1,2", b'"x\ny",3', b"1,2,3", b'1,"2" 3', b"1", b"1,\xff", b'7,"open', b"8,9"]
+    lines = list(storage.lines(str(put(tmp_path / "a.csv", b"\n".join(rows)))))
+    faults = [(line.where.rpartition(":")[2], line.fault) for line in lines]
+    assert [place for place, _ in faults] == ["2", "3", "5", "6", "7", "8", "9"]
+    assert [fault for place, fault in faults if place in "23"] == ["", ""]
+    assert lines[1].row == {"a": "x\ny", "b": "3"}
+    assert faults[2][1].startswith("has 3 cells, but the header has 2; put cells that hold commas")
+    assert faults[3][1].startswith("is not CSV: ',' expected after '\"'")
+    assert faults[4][1].startswith("has 1 cells, but the header has 2")
+    assert faults[5][1] == "is not UTF-8 (byte 3 of line 8); save the file as UTF-8"
+    assert faults[6][1].startswith("holds a quote that is never closed")
+    assert lines[2].row == {"line": "1,2,3"}
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"", "is empty; give at least one row"),
+        (b"\n\n", "is empty; give at least one row"),
+        (b"a,b\n", "is empty; give at least one row"),
+        (b"a,b,a\n1,2,3\n", ":1: the column 'a' stands twice in the header; rename one"),
+        (b'a,"b\n1,2\n', ":1: the header holds a quote that is never closed"),
+        ("a,é\n1,2\n".encode("latin-1"), ":1: is not UTF-8"),
+    ],
+)
+def test_a_table_without_a_sound_header_or_rows_is_a_bad_file(tmp_path: Path, data: bytes, sentence: str) -> None:
+    assert sentence in fault(put(tmp_path / "a.csv", data))
+
+
+def test_a_column_without_a_name_is_called_by_its_place(tmp_path: Path) -> None:
+    assert found(put(tmp_path / "a.csv", b",text\n0,x\n")) == [{"column_1": "0", "text": "x"}]
+
+
+cell_texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(cell_texts, cell_texts), min_size=1, max_size=6), st.sampled_from([".csv", ".tsv"]))
+def test_tables_read_back_as_the_csv_module_wrote_them(tmp_path: Path, rows: list[tuple[str, str]], kind: str) -> None:
+    path = tmp_path / f"a{kind}"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter="\t" if kind == ".tsv" else ",", quoting=csv.QUOTE_ALL)
+        writer.writerows([("a", "b"), *rows])
+    read = list(storage.lines(str(path)))
+    assert [(line.row.get("a", ""), line.row.get("b", "")) for line in read] == rows
+    text = path.read_bytes()
+    starts = [int(line.where.rpartition(":")[2]) for line in read]
+    ends = [*starts[1:], text.count(b"\n") + 1]
+    for (a, b), start, end in zip(rows, starts, ends, strict=True):
+        assert end - start == 1 + a.count("\n") + b.count("\n")
+
+
+def test_a_manifest_is_json_lines(tmp_path: Path) -> None:
+    assert found(put(tmp_path / "output.manifest", JSONL)) == ROWS
 
 
 def test_a_place_is_file_and_line_also_behind_blank_lines_and_in_arrays(tmp_path: Path) -> None:
@@ -196,7 +279,7 @@ def test_http_addresses_are_read_and_their_secrets_not_shown(tmp_path: Path, ser
         ("a.jsonl.zst", b"plain text", ":1: cannot be read: "),
         ("a.parquet", b"plain text, not Parquet", ": is not readable Parquet: "),
         ("a.parquet", b"", ": is not readable Parquet: "),
-        ("a.csv", b"a,b\n", ": unknown kind of file; use .jsonl, .ndjson, .json, .parquet"),
+        ("a.xlsx", b"a,b\n", ": unknown kind of file; use .jsonl, .ndjson, .manifest, .json, .parquet, .csv, .tsv"),
         ("a.parquet.gz", b"", ": unknown kind of file"),
     ],
 )

@@ -68,8 +68,28 @@ class DataSettings(Section):
         None, description="pairs never trained on; when unset, a share of the prompts is held out"
     )
     heldout_share: float = Field(0.1, gt=0, lt=1, description="share of prompts held out when `heldout` is unset")
-    format: Literal["auto", "druthers", "trl", "hh"] = Field(
-        "auto", description="form of the rows; 'auto' detects and says"
+    format: Literal[
+        "auto",
+        "druthers",
+        "candidates",
+        "trl",
+        "hh",
+        "openai",
+        "sagemaker",
+        "ratings",
+        "ranking",
+        "votes",
+        "unpaired",
+        "ultrafeedback",
+        "shp",
+        "groundtruth",
+        "labelstudio",
+        "argilla",
+    ] = Field("auto", description="form of the rows; 'auto' detects and says")
+    columns: dict[str, str] = Field(
+        {},
+        description="what columns of the source are here: data.columns.question=prompt, data.columns.note=ignore; "
+        "with it, other columns the form does not know are left aside",
     )
     bad_rows: Literal["stop", "drop"] = Field(
         "stop", description="a bad row stops the run, or is dropped, counted and kept aside"
@@ -82,6 +102,20 @@ class DataSettings(Section):
     max_response: int = Field(
         512, ge=2, description="longest response in tokens; a longer one is cut, its end-of-turn kept, and counted"
     )
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _names_may_hold_dots(cls, value: object) -> object:
+        """On the command line `data.columns.a.b=prompt` means the column 'a.b'."""
+        return dict(_leaves(value)) if isinstance(value, Mapping) else value
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 class SigmoidSettings(Section):
@@ -168,7 +202,7 @@ class TrainSettings(Section):
 
 
 class GradeSettings(Section):
-    """From what annotators said to graded pairs. No part of `Settings` until `curate` reads opinions."""
+    """From what annotators said to graded pairs."""
 
     labels: Literal["auto", "majority", "dawid-skene", "bradley-terry"] = Field(
         "auto",
@@ -258,6 +292,7 @@ class Settings(Section):
     )
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
+    grade: GradeSettings = GradeSettings()
     loss: LossSettings = SigmoidSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()

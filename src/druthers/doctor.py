@@ -326,7 +326,7 @@ def toml(value: object) -> str:
 def allowed(field: FieldInfo) -> str:
     """Which values a setting takes, in words."""
     kinds = [t for t in options(field.annotation) if t is not type(None)]
-    words = " or ".join(toml(t) if isinstance(t, str) else WORDS[t] for t in kinds)
+    words = " or ".join(word(t) for t in kinds)
     bounds = [
         f"{sign} {limit if isinstance(limit, int) else format(limit, 'g')}"
         for rule in field.metadata
@@ -341,17 +341,21 @@ WORDS: dict[Any, str] = {
     float: "number",
     str: "text",
     bool: "true or false",
-    dict: "names with numbers",
+    dict[str, float]: "names with numbers",
+    dict[str, str]: "names with texts",
 }
 SIGNS = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
 
 
+def word(kind: Any) -> str:
+    """One value as it is written, or what a type holds."""
+    return toml(kind) if isinstance(kind, str) else WORDS[kind]
+
+
 def options(annotation: Any) -> list[Any]:
     """The members of a union or literal, or the type itself."""
-    if get_origin(annotation) is None:
+    if get_origin(annotation) in (None, dict):
         return [annotation]
-    if get_origin(annotation) is dict:
-        return [dict]
     return [
         inner
         for member in get_args(annotation)

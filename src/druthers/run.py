@@ -29,7 +29,7 @@ MARKS = ("run", "data", "train")
 COUNTED = ("step", "split", "loss", "pairs", "tokens")
 """What every line of metrics.jsonl has."""
 FREE = ("run", "threads")
-OF_CURATION = ("seed", "data.", "model.path")
+OF_CURATION = ("seed", "data.", "grade.", "model.path")
 OF_TRAINING = (*OF_CURATION, "model.", "loss.", "train.")
 ANY = ("",)
 

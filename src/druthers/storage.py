@@ -1,4 +1,4 @@
-"""Records at a path or a URL: JSONL, JSON and Parquet, gz and zst, read as a stream and written atomically.
+"""Records at a path or a URL: JSONL, JSON, CSV and Parquet, gz and zst, read as a stream and written atomically.
 
 Any address fsspec knows is read (`file://`, `memory://`, `s3://`, `hf://`, ...). A fault is an `InputError` whose text
 begins with `file:line:` (for Parquet the number of the row). What is written goes to a temporary file in the same
@@ -8,6 +8,7 @@ folder and takes its name only when it is complete and on the disk.
 from __future__ import annotations
 
 import contextlib
+import csv
 import difflib
 import errno
 import gzip
@@ -26,7 +27,7 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Protocol, TypeVar, cast, get_args
@@ -37,8 +38,11 @@ from pydantic import BaseModel, ValidationError
 from druthers.records import DEEPEST, InputError, Record, check_depth, first_line
 
 R = TypeVar("R", bound=Record)
-KINDS = (".jsonl", ".ndjson", ".json", ".parquet")
-JSON_LINES = (".jsonl", ".ndjson")
+KINDS = (".jsonl", ".ndjson", ".manifest", ".json", ".parquet", ".csv", ".tsv")
+JSON_LINES = (".jsonl", ".ndjson", ".manifest")
+TABLES = (".csv", ".tsv")
+LONGEST_CELL = 1 << 24
+"""Characters in a cell of a table; one that is longer has a quote that is never closed."""
 ROWS = 1000
 """Rows of other kinds of files in a run."""
 PACKINGS = (".gz", ".zst")
@@ -70,11 +74,15 @@ class Written:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a file: its place, and either the row or why there is none (with the text that was there)."""
+    """One line of a file: its place, and either the row or why there is none (with the text that was there).
+
+    `cells` says that the values are the texts of a table's cells, which may stand for numbers and lists.
+    """
 
     where: str
     row: dict[str, Any]
     fault: str = ""
+    cells: bool = False
 
 
 @dataclass(frozen=True)
@@ -271,6 +279,8 @@ def count(path: str) -> int:
 
 def _count(file: str) -> int:
     kind = _kind(file)
+    if kind in TABLES:
+        return 0
     with _reading(file), _open(file) as raw:
         if kind == ".parquet":
             return _parquet_count(raw)
@@ -298,6 +308,12 @@ def sha256(path: str | Path) -> str:
     return hashlib.sha256(listing.encode()).hexdigest()
 
 
+def read_bytes(path: str) -> bytes:
+    """All bytes of a file or URL; InputError where it cannot be read."""
+    with _reading(path), _open(path) as stream:
+        return stream.read()
+
+
 def shown(path: str) -> str:
     """A path as messages show it: a URL without its query and without a password."""
     if not path.startswith(("http://", "https://")):
@@ -311,12 +327,15 @@ def _lines_of(file: str) -> Generator[Line]:
     with _reading(file), _open(file) as raw:
         if not kind:
             raise InputError(
-                f"{shown(file)}: unknown kind of file; use {', '.join(KINDS)}, with .gz or .zst after the JSON ones"
+                f"{shown(file)}: unknown kind of file; use {', '.join(KINDS)}, with .gz or .zst after all but .parquet"
             )
         if kind == ".parquet":
             yield from _parquet(shown(file), raw)
             return
         with _unpack(file, raw) as stream:
+            if kind in TABLES:
+                yield from _table(shown(file), stream, tabs=kind == ".tsv")
+                return
             text = _array_text(shown(file), stream) if kind == ".json" else None
             yield from _json_lines(shown(file), stream) if text is None else _array(shown(file), text)
 
@@ -456,6 +475,97 @@ def _skip(text: str, at: int) -> int:
     while at < len(text) and text[at] in " \t\r\n":
         at += 1
     return at
+
+
+@dataclass
+class _Texts:
+    """The lines of a table as the csv module wants them; it knows how many it gave, and what they were."""
+
+    name: str
+    stream: BinaryIO
+    given: int = 0
+    record: list[bytes] = field(default_factory=list)
+    fault: str = ""
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            for data in self.stream:
+                self.given += 1
+                yield self._decoded(data.removeprefix(BOM) if self.given == 1 else data)
+        except DAMAGE as error:
+            raise InputError(f"{self.name}:{self.given + 1}: {_damage(error)}") from None
+
+    def _decoded(self, data: bytes) -> str:
+        self.record.append(data)
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            self.fault = f"is not UTF-8 (byte {error.start + 1} of line {self.given}); save the file as UTF-8"
+            return data.decode("utf-8", "replace")
+
+    def taken(self) -> tuple[bytes, str]:
+        """The bytes since the last call and what is wrong with them."""
+        data, fault = b"".join(self.record), self.fault
+        self.record, self.fault = [], ""
+        return data, fault
+
+
+def _table(name: str, stream: BinaryIO, *, tabs: bool) -> Iterator[Line]:
+    """The rows under the header of a CSV or TSV (RFC 4180, also with semicolons); an empty cell is no field."""
+    csv.field_size_limit(LONGEST_CELL)
+    texts = _Texts(name, stream)
+    lines = iter(texts)
+    first = next((line for line in lines if line.strip()), None)
+    if first is None:
+        return
+    mark = "\t" if tabs else _delimiter(first)
+    reader = csv.reader(itertools.chain([first], lines), delimiter=mark, strict=True)
+    header = _header(name, reader, texts)
+    while True:
+        start = texts.given + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            yield _faulty(f"{name}:{start}", texts.taken()[0], _table_fault(error))
+            continue
+        data, fault = texts.taken()
+        if cells is None:
+            return
+        if fault or (cells and len(cells) != len(header)):
+            yield _faulty(f"{name}:{start}", data, fault or _count_fault(len(cells), len(header), mark))
+        elif cells:
+            row = {column: cell for column, cell in zip(header, cells, strict=True) if cell}
+            yield Line(f"{name}:{start}", row, cells=True)
+
+
+def _delimiter(header: str) -> str:
+    """What stands between the columns: a comma, or where there is none in the header, a semicolon or a tab."""
+    return next((mark for mark in ",;\t" if mark in header), ",")
+
+
+def _header(name: str, reader: Iterator[list[str]], texts: _Texts) -> list[str]:
+    """The names of the columns; one without a name is called by its place."""
+    try:
+        found = [cell.strip() or f"column_{i}" for i, cell in enumerate(next(reader), 1)]
+    except csv.Error as error:
+        raise InputError(f"{name}:1: the header {_table_fault(error)}") from None
+    if fault := texts.taken()[1]:
+        raise InputError(f"{name}:1: {fault}")
+    twice = next((column for column in found if found.count(column) > 1), None)
+    if twice is not None:
+        raise InputError(f"{name}:1: the column {twice!r} stands twice in the header; rename one")
+    return found
+
+
+def _table_fault(error: csv.Error) -> str:
+    if "field limit" in str(error) or "unexpected end" in str(error):
+        return "holds a quote that is never closed; close it, or write a quote inside quotes twice"
+    return f"is not CSV: {error}; put a cell with commas, quotes or line breaks in quotes, and write its quotes twice"
+
+
+def _count_fault(cells: int, columns: int, mark: str) -> str:
+    named = {",": "commas", ";": "semicolons", "\t": "tabs"}[mark]
+    return f"has {cells} cells, but the header has {columns}; put cells that hold {named} or line breaks in quotes"
 
 
 def _parquet(name: str, stream: BinaryIO) -> Iterator[Line]:

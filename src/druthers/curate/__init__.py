@@ -1,4 +1,4 @@
-"""Rows to clean pairs: import, check, remove duplicates and leaks, split; every row that is not kept has a reason."""
+"""Rows to clean pairs: import, grade, remove duplicates and leaks, split; what is not kept has a reason."""
 
 from __future__ import annotations
 
@@ -9,27 +9,29 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
 from druthers import storage
 from druthers.blocks import BlockTokenizer
 from druthers.config import DataSettings, Settings
-from druthers.curate import filters
+from druthers.curate import filters, pooling
 from druthers.curate.facts import Facts, form_of
 from druthers.curate.filters import Fates, Mask
-from druthers.curate.grading import pairs_from_ranking
-from druthers.curate.importers import Form, Imported, detect
-from druthers.curate.inspection import Inspection, inspect
+from druthers.curate.grading import Survey, findings, pairs_from_ranking, policy_of, survey
+from druthers.curate.importers import OPINIONS, Form, Imported, Importer, detect
+from druthers.curate.inspection import Inspection, inspect, of_annotators
 from druthers.curate.ledger import Ledger, Refusal, Shelf
 from druthers.curate.nearness import NEAR, Hashes
-from druthers.curate.reading import Reader, imported, read
+from druthers.curate.pooling import Pool, Tally, annotators
+from druthers.curate.quality.bias import position_finding
+from druthers.curate.reading import Job, Reader, imported, jobs, read
 from druthers.curate.split import threshold
-from druthers.records import InputError, Pair, assistant, user
+from druthers.records import InputError, Message, Pair, assistant, user
 from druthers.storage import Line, Source
 from druthers.tokens import Tokenizer, tokenize
 
@@ -48,8 +50,10 @@ KEPT_IN_MIND = 1 << 12
 class CurateSummary:
     """What went in and what came out; written as `summary.json`.
 
-    rows = train + heldout + all rejected + beyond_limit. Token counts are those of the kept pairs, responses after the
-    cut to `data.max_response`; `longer_chosen` is the share of kept pairs whose chosen response has more tokens.
+    Of rows that are pairs, rows = train + heldout + all rejected + beyond_limit. Where rows hold opinions, `graded`
+    says what became of those (`pooling.Tally`), and all pairs that were made, and rows and prompts that gave none, are
+    train + heldout + all rejected + beyond_limit. Token counts are those of the kept pairs, responses after the cut to
+    `data.max_response`; `longer_chosen` is the share of kept pairs whose chosen response has more tokens.
     """
 
     source: str
@@ -69,6 +73,7 @@ class CurateSummary:
     margin: dict[str, float]
     ignored_columns: dict[str, int]
     joined_turns: int
+    graded: dict[str, Any] | None = None
 
 
 def curate(
@@ -92,17 +97,25 @@ def curate(
         ledger = Ledger(files["rejected"], stop=data.bad_rows == "stop")
         shelf = Shelf(cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile(dir=out))))
         many = BlockTokenizer(tokenizer, max_prompt=data.max_prompt, max_response=data.max_response)
-        tell = _teller(source, progress)
         first = _first(source.train)
-        shared = form_of(_pairs_of(first, _form(first, data)))
-        reader = Reader(_form(first, data), many, settings.seed, shared)
-        held = _fill(shelf, source, data, ledger, reader=reader, workers=workers, tell=tell)
+        importer = Importer.of(source.train, _form(first, data), columns=data.columns)
+        shared = form_of(_prompts_of(first, importer))
+        desk = Desk(
+            settings,
+            Reader(importer, many, settings.seed, shared),
+            ledger,
+            shelf,
+            workers=workers,
+            tell=_teller(source, progress),
+            spool=Path(stack.enter_context(tempfile.TemporaryDirectory(dir=out, prefix=".pool."))),
+        )
+        held = _fill(source, desk)
         facts = shelf.facts()
         sides = decide(facts, shelf, data, held=held, form=shared, name=lambda: _name(source.train, ledger))
         _book(sides, facts, shelf, data, ledger)
         _deal(sides, shelf, files)
         _check_filled(sides, source, ledger)
-        summary = _summarize(sides, facts, source=source, given=data, ledger=ledger)
+        summary = _summarize(sides, facts, source=source, given=data, desk=desk)
         seen = inspect(
             facts,
             train=sides.train,
@@ -112,10 +125,34 @@ def curate(
             rows=ledger.rows,
             seed=settings.seed,
         )
+        seen = _with_opinions(seen, desk.judged)
         _point(seen, facts, shelf, out / "findings")
     storage.write_json(out / "quality.json", seen.as_dict())
     storage.write_json(out / "summary.json", asdict(summary))
     return summary
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What people said in one source: the pool of it, what was learned of them, and what became of it."""
+
+    pool: Pool
+    known: Survey
+    tally: Tally
+
+
+@dataclass
+class Desk:
+    """What reading takes, and where what is read goes; `judged` are the sources that hold opinions."""
+
+    settings: Settings
+    reader: Reader
+    ledger: Ledger
+    shelf: Shelf
+    workers: int
+    tell: Callable[[int], None]
+    spool: Path
+    judged: list[Judged] = field(default_factory=list)
 
 
 def fingerprint(data: DataSettings) -> str | None:
@@ -127,31 +164,54 @@ def fingerprint(data: DataSettings) -> str | None:
     return hashlib.sha256(" ".join(map(storage.sha256, paths)).encode()).hexdigest()
 
 
-def _fill(
-    shelf: Shelf,
-    source: Source,
-    data: DataSettings,
-    ledger: Ledger,
-    *,
-    reader: Reader,
-    workers: int,
-    tell: Callable[[int], None],
-) -> int | None:
+def _fill(source: Source, desk: Desk) -> int | None:
     """Read the held-out part, then the rest; how many pairs the held-out part has, None where there is none."""
-    held = None
+    held, data = None, desk.settings.data
     for path in filter(None, (source.heldout, source.train)):
-        ledger.form = reader.form if path == source.train else _form(_first(path), data)
-        for part in read(path, replace(reader, form=ledger.form), workers=_processes(path, workers)):
-            for refused in part.refusals:
-                ledger.refuse(refused)
-            ledger.rows += part.rows
-            ledger.ignored.update(part.ignored)
-            ledger.joined += part.joined
-            shelf.add(part.name, part.lines, part.facts, part.groups)
-            tell(part.rows)
+        reader = desk.reader
+        if path != source.train:
+            reader = replace(reader, importer=Importer.of(path, _form(_first(path), data), columns=data.columns))
+        desk.ledger.form = reader.importer.form
+        work, workers = jobs(path), _processes(path, desk.workers)
+        if reader.importer.form in OPINIONS:
+            work = _graded(path, reader.importer, desk)
+        with contextlib.closing(read(work, reader, workers=workers)) as parts:
+            for part in parts:
+                for refused in part.refusals:
+                    desk.ledger.refuse(refused)
+                desk.ledger.rows += part.rows
+                desk.ledger.ignored.update(part.ignored)
+                desk.ledger.joined += part.joined
+                desk.shelf.add(part.name, part.lines, part.facts, part.groups)
+                desk.tell(part.rows)
         if path == source.heldout:
-            held = len(shelf)
+            held = len(desk.shelf)
     return held
+
+
+def _graded(path: str, importer: Importer, desk: Desk) -> Iterator[Job]:
+    """The pairs that the opinions of a source make."""
+    policy, ledger = policy_of(desk.settings.grade), desk.ledger
+    with tempfile.TemporaryFile(dir=desk.spool) as file:
+        before = ledger.rows, sum(ledger.reasons.values())
+        found = pooling.pool(path, importer, ledger, spool=desk.spool, into=cast(BinaryIO, file), tell=desk.tell)
+        unread = sum(ledger.reasons.values()) - before[1]
+        assert ledger.rows - before[0] == found.rows + unread, "a row was lost"
+        known = survey(found.items, policy, seed=desk.settings.seed)
+        tally = Tally(policy)
+        yield from pooling.pairs(found, policy, known, tally)
+    desk.judged.append(Judged(found, known, tally))
+
+
+def _with_opinions(seen: Inspection, judged: Sequence[Judged]) -> Inspection:
+    """The findings about those who judged the training pairs, beside the others."""
+    if not judged:
+        return seen
+    last = judged[-1]
+    told = [*findings(last.known), *filter(None, [position_finding(last.pool.position()) if last.pool.first else None])]
+    told, lines = of_annotators(told, last.tally.doubted)
+    whole = seen.findings + told
+    return replace(seen, findings=whole, lines=lines, annotators=annotators(last.known))
 
 
 def _processes(path: str, workers: int) -> int:
@@ -169,17 +229,16 @@ def _first(path: str) -> list[Line]:
 
 
 def _form(first: Sequence[Line], data: DataSettings) -> Form:
-    """The form that is set, or that of the first row that has both responses."""
+    """The form that is set, or that of the first rows."""
     if data.format != "auto":
         return data.format
-    telling = (line.row for line in first[:TELLING] if not line.fault and {"chosen", "rejected"} <= set(line.row))
-    row = next(telling, None)
-    return "trl" if row is None else detect(row)
+    return detect([line.row for line in first[:TELLING] if not line.fault], columns=data.columns)
 
 
-def _pairs_of(first: Iterable[Line], form: Form) -> list[Pair]:
-    """The pairs among some lines."""
-    return [found.pair for line in first if isinstance(found := imported(line, form), Imported)]
+def _prompts_of(first: Iterable[Line], importer: Importer) -> list[Sequence[Message]]:
+    """The prompts of some lines."""
+    read = [found.items for line in first if isinstance(found := imported(line, importer), Imported)]
+    return [item.prompt for items in read for item in items]
 
 
 def _probe(tokenizer: Tokenizer) -> None:
@@ -262,8 +321,11 @@ REMEDIES = {
 def _point(seen: Inspection, facts: Facts, shelf: Shelf, folder: Path) -> None:
     """Write which pairs a finding is about; files of earlier findings go."""
     for left in folder.glob("*.jsonl"):
-        if left.stem not in seen.about:
+        if left.stem not in {*seen.about, *seen.lines}:
             left.unlink()
+    for name, lines in seen.lines.items():
+        with storage.replacing(folder / f"{name}.jsonl") as file:
+            file.writelines(lines)
     for name, places in seen.about.items():
         with storage.replacing(folder / f"{name}.jsonl") as file:
             for i in places.tolist():
@@ -284,11 +346,15 @@ def _name(path: str, ledger: Ledger) -> str:
     return storage.shown(path) + (f" (refused: {refused}; the first: {ledger.example})" if refused else "")
 
 
-def _summarize(sides: Sides, facts: Facts, *, source: Source, given: DataSettings, ledger: Ledger) -> CurateSummary:
+def _summarize(sides: Sides, facts: Facts, *, source: Source, given: DataSettings, desk: Desk) -> CurateSummary:
+    ledger, tallies = desk.ledger, [each.tally for each in desk.judged]
     masks = {"train": sides.train, "heldout": sides.heldout}
     counts = {side: int(mask.sum()) for side, mask in masks.items()}
     refused = sum(ledger.reasons.values())
-    assert ledger.rows == sum(counts.values()) + refused + ledger.beyond_limit, "a row was lost"
+    pooled = sum(each.pool.rows for each in desk.judged)
+    made = sum(tally.pairs + tally.unmade for tally in tallies)
+    whole = ledger.rows - pooled + made
+    assert whole == sum(counts.values()) + refused + ledger.beyond_limit, "a row or a pair was lost"
     kept = sides.train | sides.heldout
     table, margin = facts.counts_B5[kept].astype(np.float64), facts.grades_B3[kept, 1]
     lengths = {name: table[:, i] for i, name in enumerate(("prompt", "chosen", "rejected"))}
@@ -311,6 +377,7 @@ def _summarize(sides: Sides, facts: Facts, *, source: Source, given: DataSetting
         margin={"mean": round(float(margin.mean()), 4), "max": round(float(margin.max()), 4)},
         ignored_columns=dict(sorted(ledger.ignored.items())),
         joined_turns=ledger.joined,
+        graded=tallies[-1].as_dict() if tallies else None,
     )
 
 

@@ -5,6 +5,7 @@ Letters: B pairs, K hashes of a signature, F numbers that `surface` gives.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -34,7 +35,7 @@ class Facts:
     signatures, `passages` what might be copied. `counts_B5` are tokens of prompt, chosen and rejected, and whether
     chosen and rejected were cut; `grades_B3` are p, margin and weight; `size_B` the bytes of the line. `surface_B2F`
     and `faults_B3` are what `surface` and `hygiene` see of chosen and rejected, and of the prompt, chosen and rejected.
-    `group_B` are places in a list of groups that is kept beside.
+    `slice_B` is one number for group and criterion, and `group_B` are places in a list of groups that is kept beside.
     """
 
     id_B: NDArray[np.bytes_]
@@ -50,6 +51,7 @@ class Facts:
     grades_B3: NDArray[np.float64]
     surface_B2F: NDArray[np.float32]
     faults_B3: NDArray[np.uint32]
+    slice_B: Hashes
     group_B: NDArray[np.int32]
 
     def __len__(self) -> int:
@@ -95,8 +97,16 @@ def facts(pairs: Sequence[Pair], block: Block, *, seed: int, form: Hashes) -> Fa
         grades_B3=np.column_stack([block.p_B, block.margin_B, block.weight_B]),
         surface_B2F=seen(answers),
         faults_B3=np.array([[faults(text) for text in texts] for texts in (questions, *answers)], dtype=np.uint32).T,
+        slice_B=np.array([slice_of(pair.group, pair.criterion) for pair in pairs], dtype=np.uint64),
         group_B=block.group_B,
     )
+
+
+@functools.lru_cache(1 << 10)
+def slice_of(group: str, criterion: str) -> int:
+    """One number for both; what one of them says is no word about another."""
+    digest = hashlib.blake2b(f"{group}\x1d{criterion}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
 
 
 def seen(answers: Sequence[Sequence[str]]) -> NDArray[np.float32]:
@@ -105,9 +115,9 @@ def seen(answers: Sequence[Sequence[str]]) -> NDArray[np.float32]:
     return numbers.reshape(2, -1, len(SURFACE)).transpose(1, 0, 2)
 
 
-def form_of(pairs: Sequence[Pair]) -> Hashes:
+def form_of(prompts: Sequence[Sequence[Message]]) -> Hashes:
     """Words and pairs of words that many of these prompts have: they tell none apart."""
-    return nearness.common(nearness.shingles(nearness.words([asked(pair.prompt) for pair in pairs])))
+    return nearness.common(nearness.shingles(nearness.words([asked(prompt) for prompt in prompts])))
 
 
 def nothing() -> Facts:
@@ -129,6 +139,7 @@ def nothing() -> Facts:
         grades_B3=np.zeros((0, 3)),
         surface_B2F=np.zeros((0, 2, len(SURFACE)), dtype=np.float32),
         faults_B3=np.zeros((0, 3), dtype=np.uint32),
+        slice_B=none,
         group_B=np.zeros(0, dtype=np.int32),
     )
 

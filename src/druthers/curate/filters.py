@@ -53,20 +53,23 @@ def fates(count: int) -> Fates:
     return Fates(np.zeros(count, dtype="<U16"), np.full(count, -1, dtype=np.int64))
 
 
-def first_of(value_B: NDArray[np.generic]) -> Places:
-    """For each item the place of the first that equals it.
+def first_of(value_B: NDArray[np.generic], other_B: Hashes | None = None) -> Places:
+    """For each item the place of the first that equals it, by a second value too where one is given.
 
-    >>> first_of(np.array([5, 7, 5])).tolist()
-    [0, 1, 0]
+    >>> first_of(np.array([5, 7, 5])).tolist(), first_of(np.array([5, 7, 5]), np.array([1, 1, 2])).tolist()
+    ([0, 1, 0], [0, 1, 2])
     """
     _, first, inverse = np.unique(value_B, return_index=True, return_inverse=True)
-    return np.asarray(first[inverse], dtype=np.int64)
+    if other_B is None:
+        return np.asarray(first[inverse], dtype=np.int64)
+    names, of = np.unique(other_B, return_inverse=True)
+    return first_of(inverse.astype(np.int64) * max(1, len(names)) + of)
 
 
 def leave_out_duplicates(found: Fates, facts: Facts) -> None:
-    """Pairs that stand, word for word, in an earlier row that stays."""
+    """Pairs that stand, word for word, in an earlier row that stays; in another group or criterion they are others."""
     kept = np.flatnonzero(found.kept_B)
-    first = kept[first_of(facts.id_B[kept])]
+    first = kept[first_of(facts.id_B[kept], facts.slice_B[kept])]
     again = first != kept
     found.leave_out(kept[again], "duplicate", first[again])
 
@@ -79,6 +82,7 @@ def leave_out_near(found: Fates, facts: Facts, read: Callable[[int], Pair], *, l
     sets = functools.lru_cache(1 << 14)(lambda i: sets_of(read(i), form=form))
     for earlier, later in pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))].tolist():
         staying = found.reason_B[earlier] == found.reason_B[later] == KEPT
+        staying = staying and facts.slice_B[earlier] == facts.slice_B[later]
         if staying and same(sets(earlier), sets(later), least=least):
             found.reason_B[later], found.other_B[later] = "near_duplicate", earlier
 
@@ -90,9 +94,12 @@ def sets_of(pair: Pair, *, form: Hashes) -> list[Hashes]:
 
 
 def leave_out_contradictions(found: Fates, facts: Facts) -> None:
-    """All pairs of one prompt and the same two responses where they do not agree on which is chosen."""
+    """All pairs of one prompt and the same two responses where they do not agree on which is chosen.
+
+    What is better for one group or by one criterion may well be worse for another, so each is looked at alone.
+    """
     kept = np.flatnonzero(found.kept_B)
-    group = first_of(facts.pair_B[kept])
+    group = first_of(facts.pair_B[kept], facts.slice_B[kept])
     forward = facts.forward_B[kept]
     count, ahead = (np.bincount(group, weights=w, minlength=len(kept)) for w in (None, forward))
     torn = (ahead[group] > 0) & (ahead[group] < count[group])

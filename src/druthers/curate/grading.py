@@ -33,6 +33,18 @@ USUAL = (0.75, 0.1, 0.15, 0.4, 0.3)
 """The habit of annotators where too few items were judged twice: right, tie and wrong; a tie seen, a side given."""
 LEAST_WEIGHT, MOST_WEIGHT = 0.1, 10.0
 """Limits of the weight of a prompt."""
+UNMADE = {
+    "one_response": "there is one response to the prompt, and a pair takes two",
+    "unjudged": "nobody judged two of its responses",
+    "empty": "of two responses that were judged one has no text",
+    "same_text": "the responses that were judged have the same text",
+    "tie": "nobody, or as many as not, found one response better (grade.ties=soft keeps ties)",
+    "below_gap": "the ratings lie closer than grade.least_gap",
+    "both_bad": "both responses were called bad, so the prompt should be answered again",
+    "gate": "no response passes the gates of grade.gates",
+    "gate_unjudged": "a response was not judged by a criterion of grade.gates",
+}
+"""Why responses gave no pair, by the code in `Graded.reasons`; pairs that the policy does not choose are not told."""
 
 
 @dataclass(frozen=True)

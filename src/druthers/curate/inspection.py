@@ -32,11 +32,16 @@ BINS = 40
 
 @dataclass(frozen=True)
 class Inspection:
-    """Findings, the places of the pairs that some of them are about, and figures for the page."""
+    """Findings, the places of the pairs that some of them are about, and figures for the page.
+
+    `lines` are files about items that are no pairs, ready to be written, and `annotators` those who judged.
+    """
 
     findings: list[Finding]
     about: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
     figures: list[dict[str, Any]] = field(default_factory=list)
+    lines: Mapping[str, list[bytes]] = field(default_factory=dict)
+    annotators: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def verdict(self) -> str:
@@ -49,7 +54,7 @@ class Inspection:
             "verdict": self.verdict,
             "findings": [found.model_dump(mode="json", exclude_defaults=True) for found in self.findings],
             "figures": self.figures,
-        }
+        } | ({"annotators": self.annotators} if self.annotators else {})
 
 
 def inspect(
@@ -112,6 +117,22 @@ def about_texts(kept: NDArray[np.int64], bits_N3: NDArray[np.uint32]) -> dict[st
     of = {f"D13.{kind}": bits_N3[:, 1:] & np.uint32(hygiene.BIT[kind]) for kind in texts.NAMES}
     of["D13.personal"] = bits_N3 & np.uint32(hygiene.PERSONAL)
     return {name: kept[bits.any(1)] for name, bits in of.items()}
+
+
+def of_annotators(
+    found: list[Finding], doubted: Mapping[str, list[bytes]]
+) -> tuple[list[Finding], dict[str, list[bytes]]]:
+    """Findings about annotators with the answers that are probably wrong, and the file of each annotator."""
+    lines: dict[str, list[bytes]] = {}
+    told = []
+    for one in found:
+        wrong = doubted.get(one.slice.get("annotator", ""), []) if one.id == "D3.annotator" else []
+        if wrong:
+            name = f"{one.id}.{len(lines) + 1}"
+            lines[name] = wrong
+            one = one.model_copy(update={"rows": Rows(file=f"findings/{name}.jsonl", count=len(wrong))})
+        told.append(one)
+    return told, lines
 
 
 # ---------------------------------------------------------------- figures

@@ -11,11 +11,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from druthers.curate.facts import Facts, joined, nothing
+from druthers.curate.grading import UNMADE
 from druthers.curate.importers import Form
 from druthers.records import InputError
 from druthers.storage import Line, encode
 
-NEVER_A_STOP = ("duplicate", "near_duplicate", "contradiction", "leak", "small_margin")
+BESIDE_OTHERS = ("duplicate", "near_duplicate", "contradiction", "leak", "small_margin")
+NEVER_A_STOP = frozenset((*BESIDE_OTHERS, "no_opinion", *UNMADE))
 """Reasons that say nothing against a row by itself."""
 
 

@@ -109,7 +109,11 @@ class Vote(NamedTuple):
 
 
 def views(row: Candidates) -> dict[str, list[View]]:
-    """What was said of a row by criterion; scores (or, without them, ranks) of the responses are one nameless view."""
+    """What was said of a row by criterion; scores (or, without them, ranks) of the responses are one nameless view.
+
+    What one annotator said of single responses is one view of them all. Where nobody judged two responses by a
+    criterion, as in logs of feedback, the mean ratings of the responses are one nameless view.
+    """
     found: dict[str, list[View]] = {}
     for opinion in row.opinions:
         view = View(opinion.annotator, opinion.scale, opinion.worth, opinion.tie)
@@ -120,7 +124,37 @@ def views(row: Candidates) -> dict[str, list[View]]:
         if any(number is not None for number in worth):
             found.setdefault("", []).append(View("", scale, worth))
             break
-    return found
+    return {criterion: whole(said) for criterion, said in found.items()} if len(row.responses) > 1 else found
+
+
+def whole(said: list[View]) -> list[View]:
+    """Views of single responses put together, by annotator, or of all where none is of two.
+
+    >>> whole([View("ann", "rating", (3.0, None)), View("ann", "rating", (None, 1.0))])
+    [View(annotator='ann', scale='rating', worth=(3.0, 1.0), tie='')]
+    >>> whole([View("u1", "rating", (1.0, None)), View("u2", "rating", (None, 0.0)), View("u3", "rating", (0.0, None))])
+    [View(annotator='', scale='rating', worth=(0.5, 0.0), tie='')]
+    """
+    single = [view for view in said if sum(worth is not None for worth in view.worth) == 1]
+    if not single:
+        return said
+    out = [view for view in said if sum(worth is not None for worth in view.worth) > 1]
+    begun: dict[tuple[str, str], list[list[float | None]]] = {}
+    for view in single:
+        lists = begun.setdefault((view.annotator, view.scale), [])
+        at = next(i for i, worth in enumerate(view.worth) if worth is not None)
+        free = next((worth for worth in lists if worth[at] is None), None)
+        if free is None:
+            lists.append(list(view.worth))
+        else:
+            free[at] = view.worth[at]
+    out += [View(who, scale, tuple(worth)) for (who, scale), lists in begun.items() for worth in lists]
+    known = [at for view in out for at, worth in enumerate(view.worth) if worth is not None]
+    alone = all(sum(worth is not None for worth in view.worth) == 1 and view.scale == "rating" for view in out)
+    if not alone or len(set(known)) < 2:
+        return out
+    by = [[worth for view in out if (worth := view.worth[at]) is not None] for at in range(len(out[0].worth))]
+    return [View("", "rating", tuple(fsum(some) / len(some) if some else None for some in by))]
 
 
 def graded(said: Mapping[str, list[View]], policy: Policy, *, row: Candidates) -> dict[str, list[View]]:

@@ -7,28 +7,32 @@ goes to a file, and only its `Facts` stay in memory.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 
 from druthers import processes, storage
 from druthers.blocks import BlockTokenizer
 from druthers.curate.facts import Facts, facts, nothing
-from druthers.curate.importers import Form, Imported, RowFault, read_pair
+from druthers.curate.importers import Imported, Importer, RowFault
 from druthers.curate.ledger import Refusal, number, refusal
 from druthers.curate.nearness import Hashes
+from druthers.curate.pooling import Made
 from druthers.records import InputError, Pair
-from druthers.storage import Line, Lines, Run, encode, parsed
+from druthers.storage import Line, Run, encode, parsed
 
 RUN = 4 << 20
 """Bytes of text that are read at once."""
-Job = Run | InputError
-"""Rows to be read, or the fault of a file, which is raised in its turn."""
+Job = Run | Made | InputError
+"""Rows to be read, pairs that were made of opinions, or the fault of a file, which is raised in its turn."""
 
 
 @dataclass
 class Read:
-    """What became of some rows: the pairs among them, as lines and as facts, and the refusals."""
+    """What became of some rows: the pairs among them, as lines and as facts, and the refusals.
+
+    `rows` are none where the pairs were made of opinions, whose rows are counted before.
+    """
 
     name: str
     rows: int
@@ -42,9 +46,9 @@ class Read:
 
 @dataclass(frozen=True)
 class Reader:
-    """What a process does with rows of one form; `shared` is what many prompts have (`facts.form_of`)."""
+    """What a process does with rows of one source; `shared` is what many prompts have (`facts.form_of`)."""
 
-    form: Form
+    importer: Importer
     tokenizer: BlockTokenizer
     seed: int
     shared: Hashes
@@ -53,20 +57,16 @@ class Reader:
         """Raises the InputError it is given."""
         if isinstance(job, InputError):
             raise job
-        done = Read("", 0, b"", nothing(), [])
-        found: list[tuple[Line, Pair]] = []
-        for line in parsed(job):
-            done.rows += 1
-            read = imported(line, self.form)
-            if isinstance(read, RowFault):
-                done.refusals.append(refusal(line, reason=read.reason, why=str(read)))
-                continue
-            done.ignored.update(read.ignored)
-            done.joined += read.joined
-            found.append((line, read.pair))
+        done = Read(name_of(job), 0, b"", nothing(), [])
+        if isinstance(job, Made):
+            done.refusals.extend(job.refusals)
+            found = [(Line(where, {}), pair) for where, pair in job.pairs]
+        else:
+            found = self.read(job, done)
         block, refused = self.tokenizer.sort([pair for _, pair in found])
         for i, error in refused.items():
-            done.refusals.append(refusal(found[i][0], reason=error.reason, why=str(error)))
+            line, pair = found[i]
+            done.refusals.append(Refusal(line.where, error.reason, str(error), line.row or pair.line()))
         done.refusals.sort(key=lambda each: each.number)
         kept = [each for i, each in enumerate(found) if i not in refused]
         written = [encode(pair.line()) for _, pair in kept]
@@ -75,23 +75,41 @@ class Reader:
             [number(line.where) for line, _ in kept], [len(line) for line in written]
         )
         done.groups = block.groups
-        done.name = job.name if isinstance(job, Lines) else job[0].where.rpartition(":")[0]
         return done
 
+    def read(self, run: Run, done: Read) -> list[tuple[Line, Pair]]:
+        """The rows that are pairs; what is to be said of the others goes to `done`."""
+        found: list[tuple[Line, Pair]] = []
+        for line in parsed(run):
+            done.rows += 1
+            read = imported(line, self.importer)
+            if isinstance(read, RowFault):
+                done.refusals.append(refusal(line, reason=read.reason, why=str(read)))
+                continue
+            done.ignored.update(read.ignored)
+            done.joined += read.joined
+            found.append((line, read.pair))
+        return found
 
-def imported(line: Line, form: Form) -> Imported | RowFault:
+
+def name_of(job: Run | Made) -> str:
+    """The file of some rows."""
+    return job[0].where.rpartition(":")[0] if isinstance(job, list) else job.name
+
+
+def imported(line: Line, importer: Importer) -> Imported | RowFault:
     """One row, or why it is none."""
     try:
-        return RowFault("malformed", line.fault) if line.fault else read_pair(line.row, form)
+        return importer.read(line)
     except RowFault as fault:
         return fault
 
 
-def read(path: str, reader: Reader, *, workers: int) -> Generator[Read]:
-    """All rows of a path in order, read by `workers` processes; raises InputError for a bad file, in its turn."""
+def read(jobs: Iterable[Job], reader: Reader, *, workers: int) -> Generator[Read]:
+    """All jobs in order, done by `workers` processes; raises InputError for a bad file, in its turn."""
     if workers > 1:
         reader.tokenizer.writer.learn_usual()
-    with closing(processes.over(reader, jobs(path), count=workers)) as found:
+    with closing(processes.over(reader, jobs, count=workers)) as found:
         yield from found
 
 

@@ -28,6 +28,7 @@ FEWEST_ITEMS = 50
 """Items judged twice from which on annotators are told apart; below, all are taken to be alike."""
 WEAK = 0.7
 """Least share of right sides of an annotator; the least score on gold items is the same."""
+HABIT = ("right", "tie", "wrong", "tie_seen", "side_of_tie")
 ALPHA = Limits(warn=0.4, fail=0.2, bad="below")
 
 
@@ -60,7 +61,7 @@ class Annotator:
             "limit": self.limit,
             "reliability": self.reliability.as_dict(),
             "with_rest": self.with_rest.as_dict(),
-            "habit": dict(zip(("right", "tie", "wrong", "tie_seen", "side_of_tie"), self.habit, strict=True)),
+            "habit": dict(zip(HABIT, self.habit, strict=True)) if self.habit else {},
         }
 
 

@@ -73,7 +73,8 @@ def curated(run: Run, settings: Settings) -> bool:
     if not (run.has(CURATED) and run.has("config.json")):
         return False
     was = run.settings()
-    same = (was.data, was.seed, was.model.path) == (settings.data, settings.seed, settings.model.path)
+    same = all(getattr(was, part) == getattr(settings, part) for part in ("data", "grade", "seed"))
+    same = same and was.model.path == settings.model.path
     return same and run.json(CURATED)["source_sha256"] == fingerprint(settings.data)
 
 

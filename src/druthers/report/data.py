@@ -108,18 +108,24 @@ def why_missing(files: DataFiles, file: str) -> str:
 def top(files: DataFiles) -> Top:
     """The verdict of quality.json, and the rows from the source to the two sides."""
     name, style, plain = VERDICTS.get(text(files.quality, "verdict"), NOT_MEASURED)
-    rows, kept = (whole_number(files.summary, key) for key in ("rows", "kept"))
-    parts = flow(files)
-    label = "Rows: " + ", ".join(f"{words} {n:,}" for _, words, n in parts)
+    parts, kept = flow(files), whole_number(files.summary, "kept")
+    rows, of = sum(n for _, _, n in parts), "pairs and prompts" if graded(files) else "rows"
+    label = f"{wording.capital(of)}: " + ", ".join(f"{words} {n:,}" for _, words, n in parts)
     picture = figures.share_row([(style, n) for style, _, n in parts], label=label) if rows else EMPTY
     legend = [(style, f"{words} {wording.count(n)}") for style, words, n in parts if n]
     sentence = plain if files.quality or not why_missing(files, QUALITY) else f"{plain} Curate again to measure it."
     share = wording.percent(kept / rows) if rows else ""
-    return Top(name, style, sentence, counts(files), share, f"of {rows:,} rows became pairs", picture, legend)
+    became = "were kept" if graded(files) else "became pairs"
+    return Top(name, style, sentence, counts(files), share, f"of {rows:,} {of} {became}", picture, legend)
+
+
+def graded(files: DataFiles) -> Tree:
+    """What became of opinions; empty where the rows were pairs themselves."""
+    return branch(files.summary, "graded")
 
 
 def flow(files: DataFiles) -> list[tuple[str, str, int]]:
-    """(class of style.css, words, rows) of everything a row can become."""
+    """(class of style.css, words, rows) of everything a row, or a pair that opinions made, can become."""
     summary = files.summary
     aside = sum(counts_by_reason(files).values())
     return [
@@ -148,7 +154,8 @@ def facts(files: DataFiles) -> list[Fact]:
     tree, prompts = files.summary, branch(files.summary, "prompts")
     aside = sum(counts_by_reason(files).values())
     split = text(tree, "heldout_source")
-    form = {"hh": "Anthropic HH transcripts", "trl": "TRL pairs", "druthers": "druthers pairs"}
+    form, made = text(tree, "format"), graded(files)
+    pooled = f"opinions on {wording.count(number(made, 'items'))} prompts, " if made else ""
     sha = text(tree, "source_sha256")
 
     def named(key: str) -> str:
@@ -158,8 +165,12 @@ def facts(files: DataFiles) -> list[Fact]:
         Fact(
             "Source", fitted(wording.last_part(text(tree, "source")), 120) or NONE, f"sha256 {sha[:12]}…" if sha else ""
         ),
-        Fact("Form", form.get(text(tree, "format"), fitted(text(tree, "format"), 40) or NONE)),
-        Fact("Rows read", wording.count(number(tree, "rows")), f"{wording.count(number(tree, 'kept'))} pairs kept"),
+        Fact("Form", wording.FORMS.get(form, fitted(form, 40) or NONE)),
+        Fact(
+            "Rows read",
+            wording.count(number(tree, "rows")),
+            f"{pooled}{wording.count(number(tree, 'kept'))} pairs kept",
+        ),
         Fact("To train on", f"{wording.count(number(tree, 'train'))} pairs", named("train")),
         Fact(
             "Held out",

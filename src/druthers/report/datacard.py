@@ -22,7 +22,7 @@ SIZES = (
     (1_000_000, "100K<n<1M"),
     (10_000_000, "1M<n<10M"),
 )
-POLICY = ("data", "grading", "quality")
+POLICY = ("data", "grade")
 """The sections of the settings that decide what the data is."""
 ALONE = ("seed", "model.path")
 BIASES = ("D4", "D5", "D6", "D9", "D12")
@@ -172,8 +172,24 @@ def sources(files: DataFiles) -> str:
         [name, code(f"{name}.jsonl"), code(hash_of(folder / f"{name}.jsonl") or "missing")]
         for name in ("train", "heldout")
     ]
-    form = f"{wording.count(number(tree, 'rows'))} rows were read as {code(text(tree, 'format'))}."
+    form = f"{wording.count(number(tree, 'rows'))} rows were read as {code(text(tree, 'format'))}.{grading(files)}"
     return f"## Sources\n\n{form} {apart}\n\n{table(['what', 'where', 'sha256'], rows)}"
+
+
+def grading(files: DataFiles) -> str:
+    """What became of opinions, with the version of the policy; empty where rows were pairs themselves."""
+    made = branch(files.summary, "graded")
+    if not made:
+        return ""
+    reasons = branch(made, "reasons")
+    names = sorted(reasons, key=lambda name: -(number(reasons, name) or 0))
+    none = "; ".join(f"{wording.count(number(reasons, name))} {md(name.replace('_', ' '))}" for name in names[:12])
+    return (
+        f" What was said of {wording.count(number(made, 'items'))} prompts, "
+        f"{wording.count(number(made, 'comparisons'))} comparisons of two responses, made "
+        f"{wording.count(number(made, 'pairs'))} pairs by the policy of version {code(text(made, 'policy'))}"
+        f"{f'; the others made none: {none}' if none else ''}."
+    )
 
 
 def code(words: str) -> str:

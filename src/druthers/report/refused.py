@@ -28,6 +28,18 @@ REASONS = {
     "prompt_too_long": ("Prompt too long", "Raise data.max_prompt."),
     "control_tokens": ("Control tokens in the text", "Remove the tokens of the chat template from the text."),
     "template": ("Not to be written by the chat template", "Change the row, or use a model whose template takes it."),
+    "unsupported": ("Not supported", "The example says what; leave the row out, or write it as text."),
+    "no_opinion": ("Nobody judged it", "Have it judged, or leave it out for good."),
+    "no_worker_response": ("Answers are missing", "Copy the job's annotations folder beside the manifest."),
+    "one_response": ("One response to the prompt", "A pair takes two: collect or sample another response."),
+    "unjudged": ("No two responses judged", "Have two responses to the prompt judged."),
+    "empty": ("Judged against nothing", "One of two responses has no text; write it, or leave the prompt out."),
+    "same_text": ("Equal responses judged", "Equal responses teach nothing; sample others."),
+    "tie": ("Tie", "grade.ties=soft keeps ties with p = 0.5; or collect responses that differ more."),
+    "below_gap": ("Ratings too close", "Lower grade.least_gap."),
+    "both_bad": ("Both responses bad", "Have the prompt answered again: the better of two bad ones is bad."),
+    "gate": ("No response passes the gate", "Lower the gate in grade.gates, or collect better responses."),
+    "gate_unjudged": ("Gate not judged", "Have the responses judged by the criterion in grade.gates."),
     BEYOND: ("Beyond the limit", "Raise data.limit, or unset it."),
 }
 """Titles and remedies by the codes of rejected.jsonl."""
@@ -61,7 +73,9 @@ def reasons(files: DataFiles) -> list[Reason]:
     """Every reason, the most frequent first, and last the rows beyond the limit."""
     counts = counts_by_reason(files)
     beyond = whole_number(files.summary, BEYOND)
-    rows = whole_number(files.summary, "rows") or sum(counts.values())
+    made = branch(files.summary, "graded")
+    rows = whole_number(made, "pairs") + whole_number(made, "unmade") or whole_number(files.summary, "rows")
+    rows = rows or sum(counts.values())
     scale = Scale(0, max([*counts.values(), beyond, 1]))
     every = [*counts.items(), *([(BEYOND, beyond)] if beyond else [])]
     return [reason(code, n, files, scale=scale, rows=rows) for code, n in every]

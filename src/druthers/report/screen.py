@@ -17,7 +17,7 @@ from druthers.report.refused import BEYOND, REASONS
 WIDTH, MOST = 96, 24
 LABEL = 10
 STYLES = {"fail": "red", "warn": "yellow", "uncertain": "dim", "undefined": "dim", "pass": "green"}
-SHARES = {"data": 3, "found": 8, "done": 4, "enough": 3, "next": 4, "page": 2}
+SHARES = {"data": 4, "found": 8, "done": 4, "enough": 2, "next": 4, "page": 2}
 """The most lines of each part; together they fill a screen of 24."""
 
 
@@ -73,8 +73,14 @@ def what(summary: Mapping[str, Any]) -> list[str]:
     ]
     longer = number(summary, "longer_chosen")
     said = f"; chosen is the longer one in {wording.percent(longer)}" if longer is not None else ""
+    made = branch(summary, "graded")
+    pooled = [
+        f"what was said of {wording.count(number(made, 'items'))} prompts makes "
+        f"{wording.count(number(made, 'pairs'))} pairs"
+    ]
     return [
         f"{text(summary, 'source')}: {wording.count(number(summary, 'rows'))} rows, read as {text(summary, 'format')}",
+        *(pooled if made else []),
         f"{', '.join(sides)}{said}",
     ]
 

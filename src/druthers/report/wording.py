@@ -8,6 +8,24 @@ from druthers.stats import Estimate, Interval
 
 MINUS, THIN, DASH = "\u2212", "\u202f", "\u2013"
 NONE = "\u2014"
+FORMS = {
+    "druthers": "druthers pairs",
+    "candidates": "rated responses",
+    "trl": "TRL pairs",
+    "hh": "Anthropic HH transcripts",
+    "openai": "OpenAI preference pairs",
+    "sagemaker": "SageMaker DPO pairs",
+    "ratings": "a table of ratings",
+    "ranking": "ranked responses",
+    "votes": "votes between two responses",
+    "unpaired": "thumbs up and down",
+    "ultrafeedback": "UltraFeedback completions",
+    "shp": "SHP comments with scores",
+    "groundtruth": "a Ground Truth manifest",
+    "labelstudio": "a Label Studio export",
+    "argilla": "Argilla records",
+}
+"""What the forms of data are called."""
 
 
 def decimal(value: float | None, digits: int = 2) -> str:

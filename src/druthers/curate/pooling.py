@@ -1,0 +1,204 @@
+"""Rows that hold opinions: read, pooled by prompt, and graded to pairs, out of core.
+
+What people said of a prompt may stand anywhere in a source, and what it is worth depends on what they said elsewhere.
+So all items go to a file first; then one walk over it learns whom to believe and another makes the pairs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from array import array
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from druthers import storage
+from druthers.curate.gather import Placed, gather, together
+from druthers.curate.grading import UNMADE, Graded, Policy, Survey, grade
+from druthers.curate.importers import GATHERED, Importer, RowFault
+from druthers.curate.ledger import Ledger, Refusal, number, refusal
+from druthers.curate.quality import clusters
+from druthers.records import Candidates, Pair
+from druthers.stats import Estimate, Undefined
+from druthers.storage import encode
+
+AT_ONCE = 1000
+"""Pairs that are handed on together."""
+
+
+@dataclass
+class Pool:
+    """The items of a source in a file, where each began, and how often the response shown first was chosen."""
+
+    file: BinaryIO
+    lines: array[int] = field(default_factory=lambda: array("q"))
+    starts: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    first: array[int] = field(default_factory=lambda: array("b"))
+    prompt: array[int] = field(default_factory=lambda: array("q"))
+    rows: int = 0
+
+    def add(self, placed: Placed) -> None:
+        """Write an item down."""
+        name = placed.where.rpartition(":")[0]
+        if not self.names or self.names[-1] != name:
+            self.names.append(name)
+            self.starts.append(len(self.lines))
+        self.lines.append(number(placed.where))
+        self.rows += placed.rows
+        self.file.write(encode(placed.item.line()))
+
+    def see(self, item: Candidates) -> None:
+        """Count the choices of an item whose responses stand in the order shown."""
+        key = int(item.prompt_id[:15], 16)
+        for opinion in item.opinions:
+            if opinion.scale == "choice":
+                one, other = (worth for worth in opinion.worth if worth is not None)
+                if one != other:
+                    self.first.append(one > other)
+                    self.prompt.append(key)
+
+    def items(self) -> Iterator[Candidates]:
+        """All items, from the first on; one walk at a time."""
+        self.file.seek(0)
+        for line in self.file:
+            yield Candidates.model_validate(json.loads(line))
+
+    def where(self, place: int) -> str:
+        """File and line of an item's first row."""
+        return f"{self.names[bisect_right(self.starts, place) - 1]}:{self.lines[place]}"
+
+    def position(self) -> Estimate:
+        """By how many points more often than half the time the response that was shown first is chosen."""
+        if not len(self.first):
+            return Undefined("no choice between two responses")
+        share = clusters.share(np.frombuffer(self.first, dtype=np.int8), np.frombuffer(self.prompt, dtype=np.int64))
+        return share if isinstance(share, Undefined) else share.map(lambda of: 100 * (of - 0.5))
+
+
+def pool(
+    path: str, importer: Importer, ledger: Ledger, *, spool: Path, into: BinaryIO, tell: Callable[[int], None]
+) -> Pool:
+    """Everything that is said in a source, by prompt where its form takes that; bad rows are booked.
+
+    Raises InputError for a bad file, and for a bad row where those stop the run.
+    """
+    found = Pool(into)
+    read = _read(path, importer, ledger, tell)
+    joined = gather(read, spool=spool) if importer.form in GATHERED else read
+    for placed in together(_seen(joined, found)) if importer.form in GATHERED else _seen(joined, found):
+        found.add(placed)
+    return found
+
+
+def _seen(items: Iterator[Placed], found: Pool) -> Iterator[Placed]:
+    for placed in items:
+        found.see(placed.item)
+        yield placed
+
+
+def _read(path: str, importer: Importer, ledger: Ledger, tell: Callable[[int], None]) -> Iterator[Placed]:
+    """Every row that is one."""
+    with contextlib.closing(storage.lines(path)) as lines:
+        for line in lines:
+            ledger.rows += 1
+            if not ledger.rows % AT_ONCE:
+                tell(AT_ONCE)
+            try:
+                read = importer.read(line)
+            except RowFault as fault:
+                ledger.refuse(refusal(line, reason=fault.reason, why=str(fault)))
+                continue
+            ledger.ignored.update(read.ignored)
+            for item in read.items:
+                assert isinstance(item, Candidates), "the row is a pair"
+                yield Placed(item, line.where)
+
+
+# ---------------------------------------------------------------- items to pairs
+
+
+@dataclass(frozen=True)
+class Made:
+    """Pairs of some items of one file, each with its place, and the items that gave none."""
+
+    name: str
+    pairs: list[tuple[str, Pair]] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+
+    @property
+    def full(self) -> bool:
+        """Whether it is enough to be handed on."""
+        return len(self.pairs) + len(self.refusals) >= AT_ONCE
+
+
+@dataclass
+class Tally:
+    """What became of the comparisons of all items: pairs, or the reasons why not.
+
+    `unmade` are the items that gave no pair, `doubted` lines about items by annotator.
+    """
+
+    policy: Policy
+    items: int = 0
+    unmade: int = 0
+    pairs: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    doubted: dict[str, list[bytes]] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As it is written to `summary.json`."""
+        return {
+            "items": self.items,
+            "unmade": self.unmade,
+            "comparisons": self.pairs + sum(self.reasons.values()),
+            "pairs": self.pairs,
+            "reasons": dict(sorted(self.reasons.items())),
+            "policy": self.policy.version,
+        }
+
+    def add(self, made: Graded, *, where: str) -> None:
+        """Count an item, and note the pairs in which somebody is probably wrong."""
+        self.items += 1
+        self.unmade += not made.pairs
+        self.pairs += len(made.pairs)
+        self.reasons.update(made.reasons)
+        for annotator in made.doubted:
+            about = {"where": where, "annotator": annotator, "pair_ids": [pair.id for pair in made.pairs]}
+            self.doubted.setdefault(annotator, []).append(encode(about))
+
+
+def pairs(found: Pool, policy: Policy, known: Survey, tally: Tally) -> Iterator[Made]:
+    """The pairs of all items in order; an item that gives none is refused for the reason that is met most.
+
+    Raises InputError for items to which the policy cannot be applied.
+    """
+    lot = Made(found.names[0] if found.names else "")
+    for place, made in enumerate(grade(found.items, policy, known=known)):
+        where = found.where(place)
+        name = where.rpartition(":")[0]
+        if name != lot.name or lot.full:
+            yield lot
+            lot = Made(name)
+        tally.add(made, where=where)
+        lot.pairs.extend((where, pair) for pair in made.pairs)
+        if not made.pairs:
+            reason = max(made.reasons, key=lambda code: (made.reasons[code], code))
+            lot.refusals.append(Refusal(where, reason, UNMADE[reason], made.row.line()))
+    yield lot
+
+
+def annotators(known: Survey) -> list[dict[str, Any]]:
+    """Everyone who judged, by the criterion they judged by, as the data page shows them."""
+    found = []
+    for _, one in sorted(known.judged.items()):
+        for _, person in sorted(one.annotators.items()):
+            said = person.as_dict() | {"n": person.votes}
+            found.append(said if len(known.judged) == 1 else said | {"criterion": one.as_dict()["criterion"]})
+    return found

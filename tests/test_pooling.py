@@ -1,0 +1,277 @@
+"""What people said becomes graded pairs, wherever it stands in the source, and nothing is lost on the way."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from druthers import config, storage
+from druthers import curate as stage
+from druthers.curate import CurateSummary, curate, gather, pooling
+from druthers.curate.grading import UNMADE
+from druthers.records import InputError, Pair
+from tests import tiny
+
+TOKENIZER = tiny.tokenizer()
+
+
+def run(path: Path, out: Path, *, workers: int = 1, **extra: Any) -> CurateSummary:
+    keys = {key.replace("__", "."): value for key, value in extra.items()}
+    made = config.load(extra={"data.pairs": str(path)} | keys)
+    return curate(made, out=out, tokenizer=TOKENIZER, workers=workers)
+
+
+def put(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
+    path.write_bytes(b"".join(map(storage.encode, rows)))
+    return path
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def pairs(out: Path) -> list[Pair]:
+    found = [Pair.model_validate(line) for side in ("train", "heldout") for line in lines(out / f"{side}.jsonl")]
+    return sorted(found, key=lambda pair: pair.prompt[0].content)
+
+
+def short(out: Path) -> list[tuple[str, str, str, float]]:
+    return [(p.prompt[0].content, p.chosen[0].content, p.rejected[0].content, p.p) for p in pairs(out)]
+
+
+def vote(prompt: str, a: str, b: str, winner: str, who: str, **more: Any) -> dict[str, Any]:
+    return {"prompt": prompt, "response_a": a, "response_b": b, "winner": winner, "annotator": who} | more
+
+
+FRUIT = [vote(f"Name fruit {i}.", "Plum.", "Carrot.", "a", "ann") for i in range(40)]
+
+
+def test_votes_on_two_responses_count_together_in_whatever_order_they_were_shown(tmp_path: Path) -> None:
+    rows = [
+        vote("Name a fruit.", *shown, who)
+        for shown, who in (
+            (("Plum.", "Carrot.", "a"), "ann"),
+            (("Carrot.", "Plum.", "b"), "bob"),
+            (("Carrot.", "Plum.", "a"), "cid"),
+        )
+    ]
+    summary = run(put(tmp_path / "a.jsonl", [rows[0], *FRUIT, *rows[1:]]), tmp_path / "data")
+    (found,) = [each for each in short(tmp_path / "data") if each[0] == "Name a fruit."]
+    assert found[1:3] == ("Plum.", "Carrot.")
+    assert 0.5 < found[3] < 1
+    assert summary.graded is not None
+    assert (summary.rows, summary.graded["items"], summary.graded["pairs"], summary.kept) == (43, 41, 41, 41)
+
+
+def test_rows_of_every_fate_are_accounted_for_each_once(tmp_path: Path) -> None:
+    rows = [
+        *FRUIT,
+        vote("Tied?", "Yes.", "No.", "tie", "ann"),
+        vote("Bad?", "Er.", "Um.", "tie", "ann", tie_kind="both_bad"),
+        vote("Same?", "Yes.", "Yes.", "a", "ann"),
+        vote("Silent?", "Yes.", "No.", "", "ann"),
+        vote("Lost?", "Yes.", "No.", "a", "ann") | {"prompt": 7},
+        FRUIT[3],
+    ]
+    summary = run(put(tmp_path / "a.jsonl", rows), tmp_path / "data", data__bad_rows="drop")
+    assert summary.rejected == {"both_bad": 1, "malformed": 1, "no_opinion": 1, "same_text": 1, "tie": 1}
+    refused = lines(tmp_path / "data" / "rejected.jsonl")
+    places = {row["reason"]: int(row["where"].rpartition(":")[2]) for row in refused}
+    assert places == {"tie": 41, "both_bad": 42, "same_text": 43, "no_opinion": 44, "malformed": 45}
+    assert all(row["why"] == UNMADE[row["reason"]] for row in refused if row["reason"] in ("tie", "both_bad"))
+    assert summary.graded is not None
+    assert (summary.graded["unmade"], summary.graded["pairs"]) == (2, 40)
+    assert len(rows) == summary.rows == 46
+
+
+def test_ties_are_kept_where_the_policy_says_so_and_the_version_tells(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.jsonl", [*FRUIT, vote("Tied?", "Yes.", "No.", "tie", "ann")])
+    one = run(path, tmp_path / "one")
+    two = run(path, tmp_path / "two", grade__ties="soft")
+    assert [p for prompt, *_, p in short(tmp_path / "two") if prompt == "Tied?"] == [0.5]
+    assert one.graded is not None
+    assert two.graded is not None
+    assert one.graded["policy"] != two.graded["policy"]
+    assert (two.kept, one.kept) == (41, 40)
+
+
+def test_a_table_of_ratings_gives_pairs_of_all_responses_to_a_prompt_that_weigh_one_together(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["frage", "antwort", "note", "lang"])
+        for note in (9, 5, 2):
+            writer.writerows([f"Question {i}?", f"answer of {note}, {i}", note, "de"] for i in range(30))
+    summary = run(
+        path,
+        tmp_path / "data",
+        data__columns={"frage": "prompt", "antwort": "response", "note": "rating", "lang": "group"},
+    )
+    found = pairs(tmp_path / "data")
+    assert (summary.format, len(found), {pair.group for pair in found}) == ("ratings", 90, {"de"})
+    weights = Counter[str]()
+    for pair in found:
+        weights[pair.prompt_id] += pair.weight
+        assert int(pair.chosen[0].content.split()[2][0]) > int(pair.rejected[0].content.split()[2][0])
+        assert pair.margin > 0
+    assert all(abs(weight - 1) < 1e-9 for weight in weights.values())
+
+
+def crowd(items: int, *, seed: int, liar: str = "mallory") -> list[dict[str, Any]]:
+    """Two of six annotators judge each item; all are right nine times of ten, one in shuffled order, but the liar."""
+    random_ = random.Random(seed)
+    skill = dict.fromkeys(("ann", "bob", "cid", "dora", "eve"), 0.92) | {liar: 0.05}
+    rows = []
+    for i in range(items):
+        texts = [f"good {i} {random_.random()}", f"bad {i} {random_.random()}"]
+        for who in random_.sample(sorted(skill), 2):
+            right, turned = random_.random() < skill[who], random_.random() < 0.5
+            a, b = texts[::-1] if turned else texts
+            rows.append(vote(f"Item number {i * 37} of {chr(97 + i % 26) * 4}?", a, b, "ba"[right != turned], who))
+    random_.shuffle(rows)
+    return rows
+
+
+def test_an_annotator_who_swaps_is_named_with_the_answers_and_the_pairs_stand_the_right_way(tmp_path: Path) -> None:
+    rows = crowd(600, seed=1)
+    run(put(tmp_path / "a.jsonl", rows), tmp_path / "data")
+    quality = json.loads((tmp_path / "data" / "quality.json").read_text("utf-8"))
+    (named,) = [f for f in quality["findings"] if f["id"] == "D3.annotator"]
+    assert (named["slice"]["annotator"], named["status"]) == ("mallory", "fail")
+    told = lines(tmp_path / "data" / named["rows"]["file"])
+    assert len(told) == named["rows"]["count"] == sum(row["annotator"] == "mallory" for row in rows)
+    assert {row["annotator"] for row in told} == {"mallory"}
+    ids = {pair.id for pair in pairs(tmp_path / "data")}
+    assert {name for row in told for name in row["pair_ids"]} <= ids
+    right = [pair.chosen[0].content.startswith("good") for pair in pairs(tmp_path / "data")]
+    assert sum(right) > 0.9 * len(right)
+    assert {each["name"] for each in quality["annotators"]} == {"ann", "bob", "cid", "dora", "eve", "mallory"}
+
+
+def test_a_side_that_is_pressed_too_often_is_told(tmp_path: Path) -> None:
+    rows = [row | {"winner": "a" if i % 10 < 8 else "b"} for i, row in enumerate(crowd(400, seed=2))]
+    run(put(tmp_path / "a.jsonl", rows), tmp_path / "data")
+    quality = json.loads((tmp_path / "data" / "quality.json").read_text("utf-8"))
+    (found,) = [f for f in quality["findings"] if f["id"] == "D4.position"]
+    assert found["value"] == pytest.approx(30)
+    assert found["status"] == "fail"
+
+
+def test_the_order_of_rows_and_the_number_of_processes_and_memory_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = crowd(80, seed=3)
+    path = put(tmp_path / "a.jsonl", rows)
+    run(path, tmp_path / "one")
+    monkeypatch.setattr(stage, "ALONE", 1)
+    run(path, tmp_path / "two", workers=2)
+    monkeypatch.setattr(pooling, "AT_ONCE", 7)
+    monkeypatch.setattr(gather, "MEMORY", 100)
+    run(path, tmp_path / "three")
+    for name in ("train.jsonl", "heldout.jsonl", "rejected.jsonl", "quality.json", "summary.json"):
+        first = (tmp_path / "one" / name).read_bytes()
+        assert first == (tmp_path / "two" / name).read_bytes() == (tmp_path / "three" / name).read_bytes(), name
+
+
+def test_what_two_groups_prefer_is_no_contradiction_and_no_duplicate(tmp_path: Path) -> None:
+    rows = [
+        vote(f"Explain {i}.", f"short {i}", f"long and thorough {i}", winner, "ann", group=group)
+        for i in range(30)
+        for group, winner in (("beginners", "a"), ("experts", "b"), ("children", "a"))
+    ]
+    summary = run(put(tmp_path / "a.jsonl", rows), tmp_path / "data")
+    assert summary.rejected == {}
+    assert Counter(pair.group for pair in pairs(tmp_path / "data")) == {"beginners": 30, "experts": 30, "children": 30}
+
+
+def test_criteria_apart_give_a_pair_each(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"Q{i}?", "responses": [f"one {i}", f"two {i}"], "ratings": {"tone": [4, 2], "truth": [1, 5]}}
+        for i in range(30)
+    ]
+    path = put(tmp_path / "a.jsonl", rows)
+    run(path, tmp_path / "apart", grade__combine="apart")
+    found = {(pair.criterion, pair.chosen[0].content[:3]) for pair in pairs(tmp_path / "apart")}
+    assert found == {("tone", "one"), ("truth", "two")}
+    run(path, tmp_path / "sum", grade__criteria={"tone": 3.0, "truth": 1.0})
+    assert {pair.chosen[0].content[:3] for pair in pairs(tmp_path / "sum")} == {"one"}
+
+
+def test_a_bad_row_stops_with_its_place_but_silence_and_ties_do_not(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.jsonl", [*FRUIT, vote("Q?", "x", "y", "maybe", "ann")])
+    with pytest.raises(InputError, match=r"a\.jsonl:41: winner: .*data\.bad_rows=drop"):
+        run(path, tmp_path / "data")
+    assert not (tmp_path / "data" / "train.jsonl").exists()
+    assert [entry.name for entry in (tmp_path / "data").iterdir()] == []
+    assert run(put(path, [*FRUIT, vote("Q?", "x", "y", "tie", "ann")]), tmp_path / "data").rejected == {"tie": 1}
+
+
+def test_thumbs_on_single_responses_say_what_is_missing(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Q{i}?", "completion": f"answer {i}", "label": bool(i % 2)} for i in range(20)]
+    with pytest.raises(InputError, match=r"refused: 20 one_response; .* a pair takes two"):
+        run(put(tmp_path / "a.jsonl", rows), tmp_path / "data")
+
+
+def test_thumbs_of_one_prompt_pair_up_with_down(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"Q{i}?", "completion": f"answer {i} {word}", "label": up}
+        for i in range(30)
+        for word, up in (("good", True), ("bad", False), ("fine", True))
+    ]
+    run(put(tmp_path / "a.jsonl", rows), tmp_path / "data")
+    found = {
+        (pair.chosen[0].content.split()[2], pair.rejected[0].content.split()[2]) for pair in pairs(tmp_path / "data")
+    }
+    assert found == {("good", "bad"), ("fine", "bad")}
+
+
+def test_a_held_out_file_may_have_another_form(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.jsonl", FRUIT)
+    other = put(tmp_path / "b.jsonl", [{"prompt": "Name a bird.", "chosen": "Robin.", "rejected": "Stone."}])
+    summary = run(path, tmp_path / "data", data__heldout=str(other))
+    assert (summary.format, summary.train, summary.heldout, summary.rows) == ("votes", 40, 1, 41)
+
+
+def test_a_prompt_of_thousands_of_responses_is_cut_into_items_and_stays_cheap(tmp_path: Path) -> None:
+    rows = [{"prompt": "Hi", "completion": f"Hello number {i}", "label": bool(i % 2)} for i in range(1200)]
+    rows += [
+        {"prompt": f"Q{i}?", "completion": f"{word} {i}", "label": up}
+        for i in range(20)
+        for word, up in (("a", True), ("b", False))
+    ]
+    summary = run(put(tmp_path / "a.jsonl", rows), tmp_path / "data", grade__most=3)
+    assert summary.graded is not None
+    assert summary.graded["items"] == 20 + 12
+    assert summary.graded["pairs"] == 20 + 12 * 3
+
+
+answers = st.tuples(
+    st.sampled_from("pqr"),
+    st.sampled_from(["x", "y", "z"]),
+    st.sampled_from(["x", "y", "z"]),
+    st.sampled_from(["a", "b", "tie", ""]),
+    st.sampled_from(["ann", "bob"]),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)
+@given(st.lists(answers, max_size=12), st.sampled_from(["all", "best-worst", "adjacent"]))
+def test_whatever_is_said_nothing_is_lost(tmp_path: Path, said: Sequence[tuple[str, ...]], which: str) -> None:
+    rows = [vote(f"about {p}?", f"text {a}", f"text {b}", winner, who) for p, a, b, winner, who in said]
+    summary = run(put(tmp_path / "a.jsonl", [*FRUIT, *rows]), tmp_path / "data", grade__pairs=which)
+    made = summary.graded
+    assert made is not None
+    read = sum(a == b or not winner for _, a, b, winner, _ in said)
+    left = summary.train + summary.heldout + sum(summary.rejected.values()) + summary.beyond_limit
+    assert left == made["pairs"] + made["unmade"] + read
+    assert made["comparisons"] == made["pairs"] + sum(made["reasons"].values())
+    assert summary.rows == len(FRUIT) + len(rows)
