@@ -35,6 +35,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from druthers import kernels, lowbit
+from druthers.allocation import hold_few_kernels
 from druthers.batching import Batch, Rung, collate, plan
 from druthers.config import ModelSettings
 from druthers.ladder import PLAIN, Found, climb
@@ -242,6 +243,7 @@ def load(
     `seed` draws the adapter's first weights; `held` is bfloat16 where the base's matrices are to be. Raises InputError
     when the path is not a whole decoder-only causal language model with a chat template, or the device is not there.
     """
+    hold_few_kernels()
     if threads is not None:
         torch.set_num_threads(threads)
     device = device_named(settings.device)

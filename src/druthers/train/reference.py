@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from druthers import __version__, devices
+from druthers.allocation import release
 from druthers.batching import Batch, side
 from druthers.devices import ALONE, World
 from druthers.models import WIDER, Floats, Loaded, adapter_off, computing, forward_config, score_tokens, second_copy
@@ -245,6 +246,7 @@ def cached(
             fill(cache, reference, pairs, asked, token_budget=token_budget, progress=progress, world=sharing)
         world.most(0)  # all have written
         cache.refresh()
+    release()  # training has rows of another size
     return Cached(cache)
 
 
