@@ -220,7 +220,7 @@ def test_planted_faults_are_found_and_nothing_else(tmp_path: Path, seed: int) ->
 def test_several_processes_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lots, heldout = planted(random.Random(5))
     for name, alone, run, workers in (("one", 1 << 30, 4 << 20, 1), ("many", 1 << 10, 1 << 16, 2)):
-        monkeypatch.setattr("druthers.curate.ALONE", alone)
+        monkeypatch.setattr("druthers.curate.intake.ALONE", alone)
         monkeypatch.setattr("druthers.curate.reading.RUN", run)
         folder = tmp_path / name
         folder.mkdir()

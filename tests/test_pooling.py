@@ -15,8 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from druthers import config, storage
-from druthers import curate as stage
-from druthers.curate import CurateSummary, curate, gather, pooling
+from druthers.curate import CurateSummary, curate, gather, intake, pooling
 from druthers.curate.grading import UNMADE
 from druthers.records import InputError, Pair
 from tests import tiny
@@ -172,7 +171,7 @@ def test_the_order_of_rows_and_the_number_of_processes_and_memory_change_nothing
     rows = crowd(80, seed=3)
     path = put(tmp_path / "a.jsonl", rows)
     run(path, tmp_path / "one")
-    monkeypatch.setattr(stage, "ALONE", 1)
+    monkeypatch.setattr(intake, "ALONE", 1)
     run(path, tmp_path / "two", workers=2)
     monkeypatch.setattr(pooling, "AT_ONCE", 7)
     monkeypatch.setattr(gather, "MEMORY", 100)
@@ -252,6 +251,32 @@ def test_a_prompt_of_thousands_of_responses_is_cut_into_items_and_stays_cheap(tm
     assert summary.graded is not None
     assert summary.graded["items"] == 20 + 12
     assert summary.graded["pairs"] == 20 + 12 * 3
+
+
+def test_sources_of_several_forms_come_together_and_votes_of_two_files_are_one_crowd(tmp_path: Path) -> None:
+    rows = crowd(300, seed=4)
+    one = put(tmp_path / "one.jsonl", rows[:300])
+    two = put(tmp_path / "two.jsonl", rows[300:])
+    other = put(
+        tmp_path / "c.jsonl", [{"prompt": f"Bird {i}?", "chosen": "Robin.", "rejected": "Stone."} for i in range(9)]
+    )
+    parts = run(one, tmp_path / "parts", data__pairs=(str(one), str(other), str(two)))
+    whole = run(put(tmp_path / "whole.jsonl", rows), tmp_path / "whole")
+    assert (parts.format, parts.rows, parts.kept) == ("votes, trl", whole.rows + 9, whole.kept + 9)
+    assert set(short(tmp_path / "whole")) < set(short(tmp_path / "parts"))
+    assert parts.source == f"{one} and {other} and {two}"
+
+
+def test_only_the_first_rows_are_read_where_that_is_asked_for(tmp_path: Path) -> None:
+    path, other = (
+        put(tmp_path / "a.jsonl", FRUIT),
+        put(
+            tmp_path / "b.jsonl",
+            [{"prompt": f"Bird {i}?", "chosen": "Robin.", "rejected": "Stone."} for i in range(40)],
+        ),
+    )
+    made = config.load(extra={"data.pairs": (str(path), str(other))})
+    assert curate(made, out=tmp_path / "data", tokenizer=TOKENIZER, most=7).rows == 14
 
 
 answers = st.tuples(

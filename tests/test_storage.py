@@ -582,20 +582,19 @@ def test_numbers_without_a_json_form_are_refused(tmp_path: Path) -> None:
 
 def test_a_folder_with_train_and_heldout_is_both_parts(tmp_path: Path) -> None:
     train, heldout = put(tmp_path / "train.jsonl.gz", b""), put(tmp_path / "heldout.jsonl.gz", b"")
-    assert storage.locate(str(tmp_path)) == storage.Source(str(train), str(heldout))
+    assert storage.locate(str(tmp_path)) == storage.Source((str(train),), (str(heldout),))
     heldout.unlink()
-    assert storage.locate(str(tmp_path)) == storage.Source(str(train))
+    assert storage.locate(str(tmp_path)) == storage.Source((str(train),))
     train.rename(tmp_path / "a.jsonl.gz")
-    assert storage.locate(str(tmp_path)) == storage.Source(str(tmp_path))
+    assert storage.locate(str(tmp_path)) == storage.Source((str(tmp_path),))
 
 
 def test_packaged_sets_are_found_by_name() -> None:
     for name in storage.packaged():
         if any((Path(storage.__file__).parent / "data" / name).glob("train.*")):
             source = storage.locate(name)
-            assert Path(source.train).name == "train.jsonl.gz"
-            assert source.heldout is not None
-            assert Path(source.heldout).name == "heldout.jsonl.gz"
+            assert [Path(path).name for path in source.train] == ["train.jsonl.gz"]
+            assert [Path(path).name for path in source.heldout] == ["heldout.jsonl.gz"]
 
 
 def test_the_hash_of_a_folder_is_of_names_and_contents(tmp_path: Path) -> None:

@@ -52,7 +52,9 @@ RunDir = Annotated[str | None, typer.Option("--run", help="The run directory (ru
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...", help="Settings, such as train.epochs=2 model.adapter=lora.", show_default=False
+        metavar="[SOURCE]... [KEY=VALUE]...",
+        help="Files, folders or URLs of preferences (data.pairs), and settings such as train.epochs=2.",
+        show_default=False,
     ),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
@@ -128,14 +130,26 @@ bars = Bars()
 def settings_from(
     recipe: str | None, model: str | None, data: str | None, run: str | None, overrides: list[str] | None
 ) -> Settings:
-    """Recipe, options and overrides to settings; without recipe and data it is the packaged default recipe."""
+    """Recipe, options, sources and overrides to settings; without recipe and data it is the packaged default recipe."""
     from druthers.config import load
 
-    named = recipe if recipe or data else "brand-voice"
-    extra = {"model.path": model, "data.pairs": data, "run": run}
-    if data and not recipe and not run:
-        extra["run"] = f"runs/{Path(data).name.split('.')[0] or 'align'}"
-    return load(named, overrides or (), extra)
+    words = overrides or ()
+    sources = [*([data] if data else []), *(word for word in words if is_source(word))]
+    named = recipe if recipe or sources else "brand-voice"
+    extra = {"model.path": model, "data.pairs": sources[0] if len(sources) == 1 else sources or None, "run": run}
+    if sources and not recipe and not run:
+        extra["run"] = f"runs/{Path(sources[0]).name.split('.')[0] or 'align'}"
+    return load(named, [word for word in words if not is_source(word)], extra)
+
+
+def is_source(word: str) -> bool:
+    """Whether a word of the command line names a source, and not KEY=VALUE; an address may have a `=` behind its `?`.
+
+    >>> is_source("my-pairs.jsonl"), is_source("train.epochs=2"), is_source("https://example.org/a.jsonl?key=1")
+    (True, False, True)
+    """
+    key, sign, _ = word.partition("=")
+    return not sign or "://" in key
 
 
 def show(result: dict[str, Any], *, as_json: bool, table: Callable[[dict[str, Any]], Table]) -> None:

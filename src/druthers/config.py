@@ -63,9 +63,11 @@ class ModelSettings(Section):
 class DataSettings(Section):
     """Where the pairs come from and which of them are used."""
 
-    pairs: str = Field("brand-voice", description="a packaged set by name, or a file, folder or URL of pairs")
-    heldout: str | None = Field(
-        None, description="pairs never trained on; when unset, a share of the prompts is held out"
+    pairs: str | tuple[str, ...] = Field(
+        "brand-voice", description="a packaged set by name, or a file, folder or URL of preferences, or a list of them"
+    )
+    heldout: str | tuple[str, ...] | None = Field(
+        None, description="preferences never trained on; when unset, a share of the prompts is held out"
     )
     heldout_share: float = Field(0.1, gt=0, lt=1, description="share of prompts held out when `heldout` is unset")
     format: Literal[
@@ -102,6 +104,14 @@ class DataSettings(Section):
     max_response: int = Field(
         512, ge=2, description="longest response in tokens; a longer one is cut, its end-of-turn kept, and counted"
     )
+
+    @field_validator("pairs", "heldout")
+    @classmethod
+    def _something_is_named(cls, value: object) -> object:
+        """An empty list names nothing."""
+        if value == ():
+            raise ValueError("names no source; give a file, a folder or a URL")
+        return value
 
     @field_validator("columns", mode="before")
     @classmethod

@@ -189,7 +189,8 @@ def options_of(settings: Settings) -> str:
     """
     own, usual = (flat(json.loads(to_json(tree))) for tree in (settings, Settings()))
     named = {"data.pairs": "--data", "model.path": "--model"}
-    words = ["--data", own["data.pairs"]]
+    pairs = own["data.pairs"]
+    words = pairs if isinstance(pairs, list) else ["--data", pairs]
     if own["model.path"] != usual["model.path"]:
         words += [named["model.path"], own["model.path"]]
     for key, value in own.items():

@@ -343,6 +343,7 @@ WORDS: dict[Any, str] = {
     bool: "true or false",
     dict[str, float]: "names with numbers",
     dict[str, str]: "names with texts",
+    tuple[str, ...]: "list of texts",
 }
 SIGNS = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
 
@@ -354,7 +355,7 @@ def word(kind: Any) -> str:
 
 def options(annotation: Any) -> list[Any]:
     """The members of a union or literal, or the type itself."""
-    if get_origin(annotation) in (None, dict):
+    if get_origin(annotation) in (None, dict, tuple):
         return [annotation]
     return [
         inner

@@ -120,7 +120,7 @@ def curate_stage(run: Run, settings: Settings, *, screen: Screen) -> dict[str, A
     run.update_summary({"pairs": {"train": found["train"], "heldout": found["heldout"], "rejected": rejected}})
     screen.say(
         f"{found['train']:,} training pairs, {found['heldout']:,} held out, {rejected:,} set aside "
-        f"({found['format']} rows from {settings.data.pairs})"
+        f"({found['format']} rows from {storage.listed(settings.data.pairs)})"
     )
     for reason, count in sorted(found["rejected"].items()):
         screen.say(f"  {count:,} {reason.replace('_', ' ')} (data/rejected.jsonl says why)")
@@ -151,7 +151,7 @@ def outdated(run: Run, settings: Settings, *, screen: Screen) -> bool:
         return False
     with contextlib.suppress(InputError):
         if run.json(CURATED)["source_sha256"] != fingerprint(settings.data):
-            screen.say(f"  {settings.data.pairs} has changed since it was curated, so it is read again")
+            screen.say(f"  {storage.listed(settings.data.pairs)} changed after it was curated, so it is read again")
             return True
     return False
 
@@ -226,14 +226,13 @@ def note_inputs(run: Run, settings: Settings, policy: Loaded, *, ranks: int) -> 
     check_same_model(run, policy)
     data = {side: storage.sha256(run.path(f"data/{side}.jsonl")) for side in SIDES}
     check_same_data(run, data)
-    where = storage.locate(settings.data.pairs)
-    heldout = settings.data.heldout or where.heldout
+    heldout = storage.locate(settings.data.pairs, settings.data.heldout).heldout
     template = hashlib.sha256(policy.tokenizer.chat_template.encode()).hexdigest()
     added = sum(weight.numel() for weight in models.trainable(policy).values()) if policy.adapted else 0
     size = sum(map(lowbit.count, policy.causal.parameters())) - added
     note = {
-        "pairs": {"path": settings.data.pairs, "sha256": data["train"]},
-        "heldout": None if heldout is None else {"path": heldout, "sha256": data["heldout"]},
+        "pairs": {"path": storage.listed(settings.data.pairs), "sha256": data["train"]},
+        "heldout": {"path": storage.listed(heldout), "sha256": data["heldout"]} if heldout else None,
         "data": data,
         "model": {"name": policy.name, "sha256": policy.sha, "parameters": size},
         "chat_template_sha256": template,
@@ -402,7 +401,7 @@ def model_card(run: Run, policy: Loaded) -> str:
         "tags: [dpo, preference-alignment, druthers]",
         "---",
         "",
-        f"# {policy.name}, aligned with `{settings.data.pairs}`",
+        f"# {policy.name}, aligned with `{storage.listed(settings.data.pairs)}`",
         "",
         f"Base model: {policy.name} (weights SHA-256 `{policy.sha[:16]}`); its licence applies to this model too.",
         f"Method: Direct Preference Optimization ({settings.loss.name} loss, beta {settings.loss.beta:g}), "

@@ -87,10 +87,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Source:
-    """Where training pairs come from, and the held-out part that belongs to them, if any."""
+    """Where training pairs come from, and the held-out parts that belong to them, if any."""
 
-    train: str
-    heldout: str | None = None
+    train: tuple[str, ...]
+    heldout: tuple[str, ...] = ()
 
 
 class Lined(Protocol):
@@ -252,17 +252,48 @@ def files(path: str) -> list[str]:
     return readable
 
 
-def locate(source: str) -> Source:
-    """A packaged set by name, a folder holding `train.*` and `heldout.*`, or any other path, which is all training.
+Names = str | Sequence[str] | None
+"""One source, several or none."""
 
-    >>> locate("my-pairs.jsonl")
-    Source(train='my-pairs.jsonl', heldout=None)
+
+def several(names: Names) -> tuple[str, ...]:
+    """The sources that are named.
+
+    >>> several("a.jsonl"), several(["a.jsonl", "b.csv"]), several(None)
+    (('a.jsonl',), ('a.jsonl', 'b.csv'), ())
     """
+    return (names,) if isinstance(names, str) else tuple(names or ())
+
+
+def listed(names: Names) -> str:
+    """Sources as messages show them.
+
+    >>> listed(["a.jsonl", "https://me:secret@example.org/b.csv?key=1"])
+    'a.jsonl and https://example.org/b.csv'
+    """
+    return " and ".join(map(shown, several(names)))
+
+
+def locate(pairs: Names, heldout: Names = None) -> Source:
+    """Sources of pairs and, where they are named, of held-out ones; otherwise those that come with the pairs.
+
+    A source is a packaged set by name, a folder holding `train.*` and `heldout.*`, or any other path, which is all
+    training.
+
+    >>> locate(["my-pairs.jsonl", "more.csv"])
+    Source(train=('my-pairs.jsonl', 'more.csv'), heldout=())
+    """
+    found = [_located(name) for name in several(pairs)]
+    train, parts = (tuple(itertools.chain.from_iterable(side)) for side in zip(*found, strict=True))
+    return Source(train, several(heldout) or parts)
+
+
+def _located(source: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     folder = str(resources.files("druthers") / "data" / source) if source in packaged() else source
     if source not in packaged() and not os.path.isdir(source):
-        return Source(source)
+        return (source,), ()
     parts = {os.path.basename(name).split(".")[0]: name for name in files(folder)}
-    return Source(parts["train"], parts.get("heldout")) if "train" in parts else Source(folder)
+    return ((parts["train"],), several(parts.get("heldout"))) if "train" in parts else ((folder,), ())
 
 
 def packaged() -> list[str]:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import itertools
 import json
-import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -19,29 +17,24 @@ import numpy as np
 from druthers import storage
 from druthers.blocks import BlockTokenizer
 from druthers.config import DataSettings, Settings
-from druthers.curate import filters, pooling
-from druthers.curate.facts import Facts, form_of
+from druthers.curate import filters
+from druthers.curate.facts import Facts
 from druthers.curate.filters import Fates, Mask
-from druthers.curate.grading import Survey, findings, pairs_from_ranking, policy_of, survey
-from druthers.curate.importers import OPINIONS, Form, Imported, Importer, detect
+from druthers.curate.grading import findings, pairs_from_ranking
 from druthers.curate.inspection import Inspection, inspect, of_annotators
+from druthers.curate.intake import Desk, Judged
 from druthers.curate.ledger import Ledger, Refusal, Shelf
 from druthers.curate.nearness import NEAR, Hashes
-from druthers.curate.pooling import Pool, Tally, annotators
+from druthers.curate.pooling import annotators
 from druthers.curate.quality.bias import position_finding
-from druthers.curate.reading import Job, Reader, imported, jobs, read
 from druthers.curate.split import threshold
-from druthers.records import InputError, Message, Pair, assistant, user
-from druthers.storage import Line, Source
+from druthers.records import InputError, Pair, assistant, user
+from druthers.storage import Source
 from druthers.tokens import Tokenizer, tokenize
 
 __all__ = ["CurateSummary", "curate", "pairs_from_ranking"]
 
 Progress = Callable[[int, int], None]
-LOOKS, TELLING = 1000, 100
-"""Rows in which words are looked for that many prompts have, and rows whose form is looked at."""
-ALONE = 32 << 20
-"""Bytes of a source up to which starting other processes takes longer than it saves, and for each of which one is."""
 KEPT_IN_MIND = 1 << 12
 """Pairs that are read again, to be compared, and not forgotten at once."""
 
@@ -59,7 +52,7 @@ class CurateSummary:
     source: str
     source_sha256: str | None
     heldout_source: str | None
-    format: Form
+    format: str
     rows: int
     kept: int
     train: int
@@ -77,17 +70,23 @@ class CurateSummary:
 
 
 def curate(
-    settings: Settings, *, out: Path, tokenizer: Tokenizer, workers: int = 1, progress: Progress | None = None
+    settings: Settings,
+    *,
+    out: Path,
+    tokenizer: Tokenizer,
+    workers: int = 1,
+    most: int | None = None,
+    progress: Progress | None = None,
 ) -> CurateSummary:
     """The pairs of `settings.data` as `train.jsonl`, `heldout.jsonl`, `rejected.jsonl` and `summary.json` in `out`.
 
-    The same input and settings give the same bytes, whatever the number of processes that read. `progress` is called
-    with (rows done, rows in all or 0 if unknown). Raises InputError for a bad file, for the first bad row unless
-    `data.bad_rows` is "drop", and when nothing is left to train on or to hold out; then none of the files appears.
+    The same input and settings give the same bytes, whatever the number of processes that read. Of each source of
+    training pairs the first `most` rows are read. `progress` is called with (rows done, rows in all or 0 if unknown).
+    Raises InputError for a bad file, for the first bad row unless `data.bad_rows` is "drop", and when nothing is left
+    to train on or to hold out; then none of the files appears.
     """
     data = settings.data
-    found = storage.locate(data.pairs)
-    source = Source(found.train, data.heldout or found.heldout)
+    source = storage.locate(data.pairs, data.heldout)
     _probe(tokenizer)
     with contextlib.ExitStack() as stack:
         files = {
@@ -96,20 +95,17 @@ def curate(
         }
         ledger = Ledger(files["rejected"], stop=data.bad_rows == "stop")
         shelf = Shelf(cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile(dir=out))))
-        many = BlockTokenizer(tokenizer, max_prompt=data.max_prompt, max_response=data.max_response)
-        first = _first(source.train)
-        importer = Importer.of(source.train, _form(first, data), columns=data.columns)
-        shared = form_of(_prompts_of(first, importer))
         desk = Desk(
             settings,
-            Reader(importer, many, settings.seed, shared),
+            BlockTokenizer(tokenizer, max_prompt=data.max_prompt, max_response=data.max_response),
             ledger,
             shelf,
-            workers=workers,
-            tell=_teller(source, progress),
             spool=Path(stack.enter_context(tempfile.TemporaryDirectory(dir=out, prefix=".pool."))),
+            workers=workers,
+            most=most,
+            tell=_teller(source, progress),
         )
-        held = _fill(source, desk)
+        held, shared = desk.take(source)
         facts = shelf.facts()
         sides = decide(facts, shelf, data, held=held, form=shared, name=lambda: _name(source.train, ledger))
         _book(sides, facts, shelf, data, ledger)
@@ -132,75 +128,13 @@ def curate(
     return summary
 
 
-@dataclass(frozen=True)
-class Judged:
-    """What people said in one source: the pool of it, what was learned of them, and what became of it."""
-
-    pool: Pool
-    known: Survey
-    tally: Tally
-
-
-@dataclass
-class Desk:
-    """What reading takes, and where what is read goes; `judged` are the sources that hold opinions."""
-
-    settings: Settings
-    reader: Reader
-    ledger: Ledger
-    shelf: Shelf
-    workers: int
-    tell: Callable[[int], None]
-    spool: Path
-    judged: list[Judged] = field(default_factory=list)
-
-
 def fingerprint(data: DataSettings) -> str | None:
     """One SHA-256 over the files the pairs come from, or None where they come from a URL; InputError for none."""
-    found = storage.locate(data.pairs)
-    paths = [path for path in (found.train, data.heldout or found.heldout) if path]
+    found = storage.locate(data.pairs, data.heldout)
+    paths = [*found.train, *found.heldout]
     if any("://" in path for path in paths):
         return None
     return hashlib.sha256(" ".join(map(storage.sha256, paths)).encode()).hexdigest()
-
-
-def _fill(source: Source, desk: Desk) -> int | None:
-    """Read the held-out part, then the rest; how many pairs the held-out part has, None where there is none."""
-    held, data = None, desk.settings.data
-    for path in filter(None, (source.heldout, source.train)):
-        reader = desk.reader
-        if path != source.train:
-            reader = replace(reader, importer=Importer.of(path, _form(_first(path), data), columns=data.columns))
-        desk.ledger.form = reader.importer.form
-        work, workers = jobs(path), _processes(path, desk.workers)
-        if reader.importer.form in OPINIONS:
-            work = _graded(path, reader.importer, desk)
-        with contextlib.closing(read(work, reader, workers=workers)) as parts:
-            for part in parts:
-                for refused in part.refusals:
-                    desk.ledger.refuse(refused)
-                desk.ledger.rows += part.rows
-                desk.ledger.ignored.update(part.ignored)
-                desk.ledger.joined += part.joined
-                desk.shelf.add(part.name, part.lines, part.facts, part.groups)
-                desk.tell(part.rows)
-        if path == source.heldout:
-            held = len(desk.shelf)
-    return held
-
-
-def _graded(path: str, importer: Importer, desk: Desk) -> Iterator[Job]:
-    """The pairs that the opinions of a source make."""
-    policy, ledger = policy_of(desk.settings.grade), desk.ledger
-    with tempfile.TemporaryFile(dir=desk.spool) as file:
-        before = ledger.rows, sum(ledger.reasons.values())
-        found = pooling.pool(path, importer, ledger, spool=desk.spool, into=cast(BinaryIO, file), tell=desk.tell)
-        unread = sum(ledger.reasons.values()) - before[1]
-        assert ledger.rows - before[0] == found.rows + unread, "a row was lost"
-        known = survey(found.items, policy, seed=desk.settings.seed)
-        tally = Tally(policy)
-        yield from pooling.pairs(found, policy, known, tally)
-    desk.judged.append(Judged(found, known, tally))
 
 
 def _with_opinions(seen: Inspection, judged: Sequence[Judged]) -> Inspection:
@@ -212,33 +146,6 @@ def _with_opinions(seen: Inspection, judged: Sequence[Judged]) -> Inspection:
     told, lines = of_annotators(told, last.tally.doubted)
     whole = seen.findings + told
     return replace(seen, findings=whole, lines=lines, annotators=annotators(last.known))
-
-
-def _processes(path: str, workers: int) -> int:
-    """How many read a path: one more for every `ALONE` bytes, as each takes a while to start."""
-    size = sum(os.path.getsize(file) for file in storage.files(path)) if "://" not in path else 0
-    return max(1, min(workers, size // ALONE))
-
-
-def _first(path: str) -> list[Line]:
-    """The first lines of a source, up to a fault of the file, which is said when all are read."""
-    found: list[Line] = []
-    with contextlib.suppress(InputError), contextlib.closing(storage.lines(path)) as lines:
-        found.extend(itertools.islice(lines, LOOKS))  # also those before the fault
-    return found
-
-
-def _form(first: Sequence[Line], data: DataSettings) -> Form:
-    """The form that is set, or that of the first rows."""
-    if data.format != "auto":
-        return data.format
-    return detect([line.row for line in first[:TELLING] if not line.fault], columns=data.columns)
-
-
-def _prompts_of(first: Iterable[Line], importer: Importer) -> list[Sequence[Message]]:
-    """The prompts of some lines."""
-    read = [found.items for line in first if isinstance(found := imported(line, importer), Imported)]
-    return [item.prompt for items in read for item in items]
 
 
 def _probe(tokenizer: Tokenizer) -> None:
@@ -333,17 +240,17 @@ def _point(seen: Inspection, facts: Facts, shelf: Shelf, folder: Path) -> None:
 
 
 def _check_filled(sides: Sides, source: Source, ledger: Ledger) -> None:
-    for side, path in (("train", source.train), ("heldout", source.heldout or source.train)):
+    for side, paths in (("train", source.train), ("heldout", source.heldout or source.train)):
         if not getattr(sides, side).any():
             most = max(ledger.reasons, key=ledger.reasons.__getitem__, default="")
             remedy = REMEDIES.get(most, "give more rows")
-            raise InputError(f"{_name(path, ledger)}: no pair is left for {side}; {remedy}")
+            raise InputError(f"{_name(paths, ledger)}: no pair is left for {side}; {remedy}")
 
 
-def _name(path: str, ledger: Ledger) -> str:
-    """The source, with what was refused, for a message that too little is left."""
+def _name(paths: Sequence[str], ledger: Ledger) -> str:
+    """The sources, with what was refused, for a message that too little is left."""
     refused = ", ".join(f"{count} {reason}" for reason, count in sorted(ledger.reasons.items()))
-    return storage.shown(path) + (f" (refused: {refused}; the first: {ledger.example})" if refused else "")
+    return storage.listed(paths) + (f" (refused: {refused}; the first: {ledger.example})" if refused else "")
 
 
 def _summarize(sides: Sides, facts: Facts, *, source: Source, given: DataSettings, desk: Desk) -> CurateSummary:
@@ -359,10 +266,10 @@ def _summarize(sides: Sides, facts: Facts, *, source: Source, given: DataSetting
     table, margin = facts.counts_B5[kept].astype(np.float64), facts.grades_B3[kept, 1]
     lengths = {name: table[:, i] for i, name in enumerate(("prompt", "chosen", "rejected"))}
     return CurateSummary(
-        source=storage.shown(given.pairs),
+        source=storage.listed(given.pairs),
         source_sha256=fingerprint(given),
-        heldout_source=storage.shown(given.heldout or given.pairs) if source.heldout else None,
-        format=ledger.form,
+        heldout_source=storage.listed(given.heldout or given.pairs) if source.heldout else None,
+        format=", ".join(desk.forms),
         rows=ledger.rows,
         kept=len(table),
         train=counts["train"],
@@ -385,8 +292,8 @@ def _teller(source: Source, progress: Progress | None) -> Callable[[int], None]:
     """A call for some rows that were read."""
     if progress is None:
         return lambda rows: None
-    total = sum(storage.count(path) for path in (source.train, source.heldout) if path)
-    done = 0
+    counts = [storage.count(path) for path in (*source.train, *source.heldout)]
+    total, done = sum(counts) if all(counts) else 0, 0
 
     def tell(rows: int) -> None:
         nonlocal done

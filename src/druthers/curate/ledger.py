@@ -12,7 +12,6 @@ import numpy as np
 
 from druthers.curate.facts import Facts, joined, nothing
 from druthers.curate.grading import UNMADE
-from druthers.curate.importers import Form
 from druthers.records import InputError
 from druthers.storage import Line, encode
 
@@ -51,7 +50,6 @@ class Ledger:
 
     file: BinaryIO
     stop: bool
-    form: Form = "trl"
     rows: int = 0
     beyond_limit: int = 0
     joined: int = 0

@@ -7,11 +7,12 @@ So all items go to a file first; then one walk over it learns whom to believe an
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -83,30 +84,43 @@ class Pool:
 
 
 def pool(
-    path: str, importer: Importer, ledger: Ledger, *, spool: Path, into: BinaryIO, tell: Callable[[int], None]
+    sources: Iterable[tuple[str, Importer]],
+    ledger: Ledger,
+    *,
+    spool: Path,
+    into: BinaryIO,
+    tell: Callable[[int], None],
+    most: int | None = None,
 ) -> Pool:
-    """Everything that is said in a source, by prompt where its form takes that; bad rows are booked.
+    """Everything that is said in some sources, by prompt where their form takes that; bad rows are booked.
 
-    Raises InputError for a bad file, and for a bad row where those stop the run.
+    Of each source the first `most` rows are read. Raises InputError for a bad file, and for a bad row where those stop
+    the run.
     """
     found = Pool(into)
-    read = _read(path, importer, ledger, tell)
-    joined = gather(read, spool=spool) if importer.form in GATHERED else read
-    for placed in together(_seen(joined, found)) if importer.form in GATHERED else _seen(joined, found):
+    scattered: list[Iterator[Placed]] = []
+    whole: list[Iterator[Placed]] = []
+    for path, importer in sources:
+        (scattered if importer.form in GATHERED else whole).append(_read(path, importer, ledger, tell, most))
+    for placed in _seen(itertools.chain.from_iterable(whole), found):
+        found.add(placed)
+    for placed in together(_seen(gather(itertools.chain.from_iterable(scattered), spool=spool), found)):
         found.add(placed)
     return found
 
 
-def _seen(items: Iterator[Placed], found: Pool) -> Iterator[Placed]:
+def _seen(items: Iterable[Placed], found: Pool) -> Iterator[Placed]:
     for placed in items:
         found.see(placed.item)
         yield placed
 
 
-def _read(path: str, importer: Importer, ledger: Ledger, tell: Callable[[int], None]) -> Iterator[Placed]:
+def _read(
+    path: str, importer: Importer, ledger: Ledger, tell: Callable[[int], None], most: int | None
+) -> Iterator[Placed]:
     """Every row that is one."""
     with contextlib.closing(storage.lines(path)) as lines:
-        for line in lines:
+        for line in itertools.islice(lines, most):
             ledger.rows += 1
             if not ledger.rows % AT_ONCE:
                 tell(AT_ONCE)

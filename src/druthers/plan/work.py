@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import tempfile
 import time
 from collections.abc import Sequence
@@ -58,12 +57,14 @@ def workload(settings: Settings, tokenizer: Any) -> Workload:
     if curated(run, settings):
         return read(run.folder / "data", settings, tokenizer, how="as curated in the run directory", seconds=0.0)
     with tempfile.TemporaryDirectory() as place:
-        since, rows = time.monotonic(), storage.count(storage.locate(settings.data.pairs).train)
-        given, share, how = settings, 1.0, f"curated for this plan from {storage.shown(settings.data.pairs)}"
+        since, sources = time.monotonic(), storage.locate(settings.data.pairs).train
+        rows, named = sum(map(storage.count, sources)), storage.listed(settings.data.pairs)
+        most, share, how = None, 1.0, f"curated for this plan from {named}"
         if rows > WHOLE:
-            given, share = sampled(settings, Path(place)), SAMPLE / rows
-            how = f"estimated from the first {SAMPLE:,} of {rows:,} rows of {storage.shown(settings.data.pairs)}"
-        curate(given, out=Path(place) / "data", tokenizer=tokenizer)
+            most = max(1, SAMPLE // len(sources))
+            share = sum(min(most, storage.count(source)) for source in sources) / rows
+            how = f"estimated from the first {most:,} rows of {named}, of {rows:,} in all"
+        curate(settings, out=Path(place) / "data", tokenizer=tokenizer, most=most)
         seconds = (time.monotonic() - since) / share
         return read(Path(place) / "data", settings, tokenizer, how=how, seconds=seconds, share=share)
 
@@ -76,17 +77,6 @@ def curated(run: Run, settings: Settings) -> bool:
     same = all(getattr(was, part) == getattr(settings, part) for part in ("data", "grade", "seed"))
     same = same and was.model.path == settings.model.path
     return same and run.json(CURATED)["source_sha256"] == fingerprint(settings.data)
-
-
-def sampled(settings: Settings, place: Path) -> Settings:
-    """Settings whose training rows are the first of the real ones, in a file of `place`."""
-    found = storage.locate(settings.data.pairs)
-    rows = place / "sample.jsonl"
-    with rows.open("wb") as file:
-        for line in itertools.islice(storage.lines(found.train), SAMPLE):
-            file.write(storage.encode(line.row))
-    data = settings.data.model_copy(update={"pairs": str(rows), "heldout": settings.data.heldout or found.heldout})
-    return settings.model_copy(update={"data": data})
 
 
 def read(folder: Path, settings: Settings, tokenizer: Any, *, how: str, seconds: float, share: float = 1.0) -> Workload:
@@ -103,7 +93,7 @@ def read(folder: Path, settings: Settings, tokenizer: Any, *, how: str, seconds:
         for part in ("train", "heldout")
     ]
     pairs, heldout = sides
-    apart = data.heldout or storage.locate(data.pairs).heldout
+    apart = storage.locate(data.pairs, data.heldout).heldout
     asked = held_out_prompts(own.prompts, list(storage.read(str(folder / "heldout.jsonl"), Pair)))
     prompts, kl_prompts = choose_prompts(asked, own.count), choose_prompts(asked, own.kl_prompts)
     train = min(round(len(pairs) / share), data.limit or 10**12)

@@ -1,0 +1,144 @@
+"""Sources to a shelf of pairs: forms are found, rows read by several processes, opinions pooled and graded."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from druthers import storage
+from druthers.blocks import BlockTokenizer
+from druthers.config import DataSettings, Settings
+from druthers.curate import pooling
+from druthers.curate.facts import form_of
+from druthers.curate.grading import Survey, policy_of, survey
+from druthers.curate.importers import OPINIONS, Form, Imported, Importer, detect
+from druthers.curate.ledger import Ledger, Shelf
+from druthers.curate.nearness import Hashes
+from druthers.curate.pooling import Pool, Tally
+from druthers.curate.reading import Job, Reader, imported, jobs, read
+from druthers.records import InputError, Message
+from druthers.storage import Line, Source
+
+LOOKS, TELLING = 1000, 100
+"""Rows in which words are looked for that many prompts have, and rows whose form is looked at."""
+ALONE = 32 << 20
+"""Bytes of a source up to which starting other processes takes longer than it saves, and for each of which one is."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What people said: the pool of it, what was learned of them, and what became of it."""
+
+    pool: Pool
+    known: Survey
+    tally: Tally
+
+
+@dataclass
+class Desk:
+    """What reading takes, and where what is read goes.
+
+    `most` are the rows that are read of each source of training pairs, None for all. `judged` are the opinions of the
+    held-out part and of the rest, where they hold any, and `forms` those of the sources of the rest.
+    """
+
+    settings: Settings
+    tokenizer: BlockTokenizer
+    ledger: Ledger
+    shelf: Shelf
+    spool: Path
+    workers: int
+    most: int | None
+    tell: Callable[[int], None]
+    judged: list[Judged] = field(default_factory=list)
+    forms: list[Form] = field(default_factory=list)
+
+    def take(self, source: Source) -> tuple[int | None, Hashes]:
+        """Read all; how many pairs the held-out part has (None where there is none), and what many prompts have.
+
+        Raises InputError for a bad file, and for a bad row where those stop the run.
+        """
+        data, held = self.settings.data, None
+        first = {path: first_of(path) for path in (*source.train, *source.heldout)}
+        known = {path: Importer.of(path, form_in(rows, data), columns=data.columns) for path, rows in first.items()}
+        self.forms = list(dict.fromkeys(known[path].form for path in source.train))
+        shared = form_of([prompt for path in source.train for prompt in prompts_of(first[path], known[path])])
+        if source.heldout:
+            self.fill([(path, known[path]) for path in source.heldout], shared, most=None)
+            held = len(self.shelf)
+        self.fill([(path, known[path]) for path in source.train], shared, most=self.most)
+        return held, shared
+
+    def fill(self, sources: Sequence[tuple[str, Importer]], shared: Hashes, *, most: int | None) -> None:
+        """Read the sources of one side: those of pairs one after the other, then all opinions together."""
+        spoken = [(path, importer) for path, importer in sources if importer.form in OPINIONS]
+        for path, importer in sources:
+            if importer.form not in OPINIONS:
+                workers = 1 if most else processes_for(path, self.workers)
+                self.put(jobs(path, most=most), self.reader(importer, shared), workers=workers)
+        if spoken:
+            workers = max(processes_for(path, self.workers) for path, _ in spoken)
+            self.put(self.graded(spoken, most=most), self.reader(spoken[0][1], shared), workers=workers)
+
+    def reader(self, importer: Importer, shared: Hashes) -> Reader:
+        """What reads the rows of one form."""
+        return Reader(importer, self.tokenizer, self.settings.seed, shared)
+
+    def put(self, work: Iterable[Job], reader: Reader, *, workers: int) -> None:
+        """What is read goes to the shelf, what is refused into the books."""
+        with contextlib.closing(read(work, reader, workers=workers)) as parts:
+            for part in parts:
+                for refused in part.refusals:
+                    self.ledger.refuse(refused)
+                self.ledger.rows += part.rows
+                self.ledger.ignored.update(part.ignored)
+                self.ledger.joined += part.joined
+                self.shelf.add(part.name, part.lines, part.facts, part.groups)
+                self.tell(part.rows)
+
+    def graded(self, sources: Sequence[tuple[str, Importer]], *, most: int | None) -> Iterator[Job]:
+        """The pairs that the opinions of some sources make."""
+        policy, ledger = policy_of(self.settings.grade), self.ledger
+        with tempfile.TemporaryFile(dir=self.spool) as file:
+            rows, refused = ledger.rows, sum(ledger.reasons.values())
+            into = cast(BinaryIO, file)
+            found = pooling.pool(sources, ledger, spool=self.spool, into=into, most=most, tell=self.tell)
+            refused = sum(ledger.reasons.values()) - refused
+            assert ledger.rows - rows == found.rows + refused, "a row was lost"
+            known = survey(found.items, policy, seed=self.settings.seed)
+            tally = Tally(policy)
+            yield from pooling.pairs(found, policy, known, tally)
+        self.judged.append(Judged(found, known, tally))
+
+
+def processes_for(path: str, workers: int) -> int:
+    """How many read a path: one more for every `ALONE` bytes, as each takes a while to start."""
+    size = sum(os.path.getsize(file) for file in storage.files(path)) if "://" not in path else 0
+    return max(1, min(workers, size // ALONE))
+
+
+def first_of(path: str) -> list[Line]:
+    """The first lines of a source, up to a fault of the file, which is said when all are read."""
+    found: list[Line] = []
+    with contextlib.suppress(InputError), contextlib.closing(storage.lines(path)) as lines:
+        found.extend(itertools.islice(lines, LOOKS))  # also those before the fault
+    return found
+
+
+def form_in(first: Sequence[Line], data: DataSettings) -> Form:
+    """The form that is set, or that of the first rows."""
+    if data.format != "auto":
+        return data.format
+    return detect([line.row for line in first[:TELLING] if not line.fault], columns=data.columns)
+
+
+def prompts_of(first: Iterable[Line], importer: Importer) -> list[Sequence[Message]]:
+    """The prompts of some lines."""
+    read = [found.items for line in first if isinstance(found := imported(line, importer), Imported)]
+    return [item.prompt for items in read for item in items]
