@@ -353,3 +353,11 @@ def test_a_killed_command_continues_bit_for_bit(place: Path, monkeypatch: pytest
     for name in files:
         assert (place / cut / name).read_bytes() == (place / whole / name).read_bytes(), name
     assert calls.files(place / cut) == calls.files(place / whole)
+
+
+def test_sources_are_words_of_the_command_line_beside_settings(place: Path) -> None:
+    votes = ({"prompt": f"bird {i}?", "response_a": "x", "response_b": "y", "winner": "a"} for i in range(20))
+    calls.jsonl(place / "votes.jsonl", votes)
+    words = (place / "pairs.jsonl", place / "votes.jsonl", "data.heldout_share=0.2")
+    found = druthers("curate", *words, "--model", place / "model", "--run", place / "several", "--json").json
+    assert (found["format"], found["graded"]["pairs"]) == ("trl, votes", 20)

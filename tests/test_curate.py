@@ -81,6 +81,7 @@ def test_rows_become_two_sides_with_books(tmp_path: Path) -> None:
     assert lines(out / "rejected.jsonl") == []
     assert sorted(entry.name for entry in out.iterdir()) == [
         "findings",
+        "heldout-prompts.txt",
         "heldout.jsonl",
         "quality.json",
         "rejected.jsonl",

@@ -88,7 +88,7 @@ def test_the_main_job_leaves_every_file_of_the_run_directory(place: Path, model:
         [
             *(".lock", "config.json", "environment.json", "inputs.json", "code.diff", "summary.json", "report.html"),
             *(f"data/{name}" for name in ("train.jsonl", "heldout.jsonl", "rejected.jsonl", "summary.json")),
-            *("data/quality.json", "data/README.md", "data.html"),
+            *("data/quality.json", "data/README.md", "data/heldout-prompts.txt", "data.html"),
             *("metrics.jsonl", "outcomes.parquet", "checkpoints/best.json"),
             *(name for name in calls.files(place / "run") if name.startswith("checkpoints/step-")),
             *("evaluation/pairs.json", "evaluation/answers.json", "evaluation/kl.json"),

@@ -134,12 +134,24 @@ def settings_from(
     from druthers.config import load
 
     words = overrides or ()
-    sources = [*([data] if data else []), *(word for word in words if is_source(word))]
+    sources = [*([data] if data else []), *(known_source(word) for word in words if is_source(word))]
     named = recipe if recipe or sources else "brand-voice"
     extra = {"model.path": model, "data.pairs": sources[0] if len(sources) == 1 else sources or None, "run": run}
     if sources and not recipe and not run:
         extra["run"] = f"runs/{Path(sources[0]).name.split('.')[0] or 'align'}"
     return load(named, [word for word in words if not is_source(word)], extra)
+
+
+def known_source(word: str) -> str:
+    """A word that is a source; InputError for one that is nothing."""
+    from druthers.storage import packaged
+
+    if "://" not in word and not os.path.exists(word) and word not in packaged():
+        raise InputError(
+            f"{word!r} is neither a source (no such file or folder) nor a setting; write dotted.key=value, "
+            "for example train.epochs=2"
+        )
+    return word
 
 
 def is_source(word: str) -> bool:

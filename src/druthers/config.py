@@ -96,6 +96,14 @@ class DataSettings(Section):
     bad_rows: Literal["stop", "drop"] = Field(
         "stop", description="a bad row stops the run, or is dropped, counted and kept aside"
     )
+    personal: Literal["keep", "redact", "drop"] = Field(
+        "keep",
+        description="personal data and secrets stay and are counted, are replaced by their kind ('[mail]'), or their "
+        "pairs are set aside",
+    )
+    keep: str | None = Field(
+        None, description="lines of a rejected.jsonl whose pairs are put back: no filter sets them aside again"
+    )
     limit: int | None = Field(None, ge=1, description="use only the first N training pairs")
     least_margin: float = Field(
         0.0, ge=0, description="training pairs graded closer than this are set aside; the held-out ones all stay"

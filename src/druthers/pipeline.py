@@ -110,6 +110,7 @@ def curate_stage(run: Run, settings: Settings, *, screen: Screen) -> dict[str, A
             out=run.path(CURATED).parent,
             tokenizer=tokenizer,
             workers=torch.get_num_threads(),
+            beside=run.folder,
             progress=screen.bar("rows"),
         )
         screen.clear()

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +28,8 @@ from druthers.curate.ledger import Ledger, Refusal, Shelf
 from druthers.curate.nearness import NEAR, Hashes
 from druthers.curate.pooling import annotators
 from druthers.curate.quality.bias import position_finding
+from druthers.curate.remembered import held_before, remember, remembered
+from druthers.curate.repair import put_back
 from druthers.curate.split import threshold
 from druthers.records import InputError, Pair, assistant, user
 from druthers.storage import Source
@@ -66,6 +69,7 @@ class CurateSummary:
     margin: dict[str, float]
     ignored_columns: dict[str, int]
     joined_turns: int
+    redacted: dict[str, int]
     graded: dict[str, Any] | None = None
 
 
@@ -76,12 +80,14 @@ def curate(
     tokenizer: Tokenizer,
     workers: int = 1,
     most: int | None = None,
+    beside: Path | None = None,
     progress: Progress | None = None,
 ) -> CurateSummary:
     """The pairs of `settings.data` as `train.jsonl`, `heldout.jsonl`, `rejected.jsonl` and `summary.json` in `out`.
 
     The same input and settings give the same bytes, whatever the number of processes that read. Of each source of
-    training pairs the first `most` rows are read. `progress` is called with (rows done, rows in all or 0 if unknown).
+    training pairs the first `most` rows are read. `beside` is the run directory, where runs beside it are to be asked
+    which prompts they hold out. `progress` is called with (rows done, rows in all or 0 if unknown).
     Raises InputError for a bad file, for the first bad row unless `data.bad_rows` is "drop", and when nothing is left
     to train on or to hold out; then none of the files appears.
     """
@@ -93,7 +99,8 @@ def curate(
             name: stack.enter_context(storage.replacing(out / f"{name}.jsonl"))
             for name in ("rejected", "heldout", "train")
         }
-        ledger = Ledger(files["rejected"], stop=data.bad_rows == "stop")
+        again = cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile(dir=out)))
+        ledger = Ledger(files["rejected"], again, stop=data.bad_rows == "stop")
         shelf = Shelf(cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile(dir=out))))
         desk = Desk(
             settings,
@@ -122,7 +129,12 @@ def curate(
             seed=settings.seed,
         )
         seen = _with_opinions(seen, desk.judged)
+        if beside is not None:
+            told = held_before(facts.asked_B[sides.train], remembered(beside.absolute()), run=beside)
+            seen = replace(seen, findings=[*told, *seen.findings])
         _point(seen, facts, shelf, out / "findings")
+        remember(out, facts.asked_B[sides.heldout])
+        _ask_again(ledger, out / "collect.jsonl")
     storage.write_json(out / "quality.json", seen.as_dict())
     storage.write_json(out / "summary.json", asdict(summary))
     return summary
@@ -131,10 +143,20 @@ def curate(
 def fingerprint(data: DataSettings) -> str | None:
     """One SHA-256 over the files the pairs come from, or None where they come from a URL; InputError for none."""
     found = storage.locate(data.pairs, data.heldout)
-    paths = [*found.train, *found.heldout]
+    paths = [*found.train, *found.heldout, *storage.several(data.keep)]
     if any("://" in path for path in paths):
         return None
     return hashlib.sha256(" ".join(map(storage.sha256, paths)).encode()).hexdigest()
+
+
+def _ask_again(ledger: Ledger, path: Path) -> None:
+    """The prompts that should be answered or judged again as a file for `druthers sample`; none where there is none."""
+    if not ledger.again.tell():
+        path.unlink(missing_ok=True)
+        return
+    ledger.again.seek(0)
+    with storage.replacing(path) as file:
+        shutil.copyfileobj(ledger.again, file)
 
 
 def _with_opinions(seen: Inspection, judged: Sequence[Judged]) -> Inspection:
@@ -170,7 +192,8 @@ def decide(
 
     `form` is what many prompts have; `name` gives the source as messages show it, with what was refused so far.
     """
-    result = filters.fates(len(facts))
+    back = put_back(storage.several(data.keep))
+    result = filters.fates(len(facts), np.isin(facts.id_B, back))
     place = np.cumsum(facts.size_B) - facts.size_B
 
     @functools.lru_cache(KEPT_IN_MIND)
@@ -284,6 +307,7 @@ def _summarize(sides: Sides, facts: Facts, *, source: Source, given: DataSetting
         margin={"mean": round(float(margin.mean()), 4), "max": round(float(margin.max()), 4)},
         ignored_columns=dict(sorted(ledger.ignored.items())),
         joined_turns=ledger.joined,
+        redacted={"pairs": ledger.repaired, **dict(sorted(ledger.redacted.items()))} if ledger.repaired else {},
         graded=tallies[-1].as_dict() if tallies else None,
     )
 

@@ -6,7 +6,6 @@ Letters: B pairs, K hashes of a signature, F numbers that `surface` gives.
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -18,7 +17,7 @@ from druthers.blocks import Block
 from druthers.curate import nearness
 from druthers.curate.hygiene import faults
 from druthers.curate.nearness import Hashes, Places, Sets
-from druthers.curate.split import draw, evened
+from druthers.curate.split import draws, evened, hashed
 from druthers.curate.surface import NAMES as SURFACE
 from druthers.curate.surface import surface
 from druthers.records import Message, Pair, text_of
@@ -30,18 +29,20 @@ ID = np.dtype("S24")
 class Facts:
     """What is known of B pairs without their texts.
 
-    `prompt_B` is the number of the prompt, which settles its side; `pair_B` one number for a prompt and two responses
-    whichever is chosen, and `forward_B` which of the two ways round it is. `responses_BK` and `prompts_BK` are
-    signatures, `passages` what might be copied. `counts_B5` are tokens of prompt, chosen and rejected, and whether
-    chosen and rejected were cut; `grades_B3` are p, margin and weight; `size_B` the bytes of the line. `surface_B2F`
-    and `faults_B3` are what `surface` and `hygiene` see of chosen and rejected, and of the prompt, chosen and rejected.
-    `slice_B` is one number for group and criterion, and `group_B` are places in a list of groups that is kept beside.
+    `prompt_B` is the number of the prompt, which settles its side, and `asked_B` the one that it has in every run.
+    `pair_B` is one number for a prompt and two responses whichever is chosen, and `forward_B` which of the two ways
+    round it is. `responses_BK` and `prompts_BK` are signatures, `passages` what might be copied. `counts_B5` are tokens
+    of prompt, chosen and rejected, and whether chosen and rejected were cut; `grades_B3` are p, margin and weight;
+    `size_B` the bytes of the line. `surface_B2F` and `faults_B3` are what `surface` and `hygiene` see of chosen and
+    rejected, and of the prompt, chosen and rejected. `slice_B` is one number for group and criterion, and `group_B` are
+    places in a list of groups that is kept beside.
     """
 
     id_B: NDArray[np.bytes_]
     line_B: Places
     size_B: Places
     prompt_B: Hashes
+    asked_B: Hashes
     pair_B: Hashes
     forward_B: NDArray[np.bool_]
     responses_BK: NDArray[np.uint32]
@@ -82,12 +83,14 @@ def facts(pairs: Sequence[Pair], block: Block, *, seed: int, form: Hashes) -> Fa
     prompts, *sides = (nearness.words(texts) for texts in (questions, *answers))
     chosen, rejected = (nearness.salted(nearness.features(side), salt) for salt, side in enumerate(sides, 1))
     keys = [comparison(pair) for pair in pairs]
+    drawn_B2 = np.array([draws(pair.prompt, seed=seed) for pair in pairs], dtype=np.uint64).reshape(-1, 2)
     lengths_B3, cut_B2 = block.lengths_B3, block.cut_R.reshape(-1, 2)
     return Facts(
         id_B=np.array([pair.id.encode() for pair in pairs], dtype=ID),
         line_B=np.zeros(len(pairs), dtype=np.int64),
         size_B=np.zeros(len(pairs), dtype=np.int64),
-        prompt_B=np.array([draw(pair.prompt, seed=seed) for pair in pairs], dtype=np.uint64),
+        prompt_B=drawn_B2[:, 0],
+        asked_B=drawn_B2[:, 1],
         pair_B=np.array([key for key, _ in keys], dtype=np.uint64),
         forward_B=np.array([forward for _, forward in keys], dtype=bool),
         responses_BK=nearness.signatures(nearness.both(chosen, rejected)),
@@ -105,8 +108,7 @@ def facts(pairs: Sequence[Pair], block: Block, *, seed: int, form: Hashes) -> Fa
 @functools.lru_cache(1 << 10)
 def slice_of(group: str, criterion: str) -> int:
     """One number for both; what one of them says is no word about another."""
-    digest = hashlib.blake2b(f"{group}\x1d{criterion}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big")
+    return hashed(f"{group}\x1d{criterion}")
 
 
 def seen(answers: Sequence[Sequence[str]]) -> NDArray[np.float32]:
@@ -130,6 +132,7 @@ def nothing() -> Facts:
         line_B=places,
         size_B=places,
         prompt_B=none,
+        asked_B=none,
         pair_B=none,
         forward_B=np.zeros(0, dtype=bool),
         responses_BK=signature,
@@ -160,5 +163,4 @@ def comparison(pair: Pair) -> tuple[int, bool]:
     """
     chosen, rejected = evened(pair.chosen), evened(pair.rejected)
     whole = "\x1d".join((evened(pair.prompt), *sorted((chosen, rejected))))
-    digest = hashlib.blake2b(whole.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big"), chosen <= rejected
+    return hashed(whole), chosen <= rejected

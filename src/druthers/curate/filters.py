@@ -32,25 +32,33 @@ WHY = {
 
 @dataclass(frozen=True)
 class Fates:
-    """Why each of B pairs is left out, "" where it is not, and the pair that is the cause, -1 where there is none."""
+    """Why each of B pairs is left out, "" where it is not, and the pair that is the cause, -1 where there is none.
+
+    `back_B` are pairs that were put back: they are left out as leaks alone.
+    """
 
     reason_B: NDArray[np.str_]
     other_B: Places
+    back_B: Mask
 
     @property
     def kept_B(self) -> Mask:
         """The pairs that stay."""
         return np.asarray(self.reason_B == KEPT)
 
-    def leave_out(self, where_B: Mask | Places, reason: str, other: Places) -> None:
+    def leave_out(self, where: Places, reason: str, other: Places) -> None:
         """Leave out some that are still in."""
-        self.reason_B[where_B] = reason
-        self.other_B[where_B] = other
+        if reason != "leak":
+            stay = ~self.back_B[where]
+            where, other = where[stay], other[stay]
+        self.reason_B[where] = reason
+        self.other_B[where] = other
 
 
-def fates(count: int) -> Fates:
+def fates(count: int, back_B: Mask | None = None) -> Fates:
     """Of so many pairs, all kept."""
-    return Fates(np.zeros(count, dtype="<U16"), np.full(count, -1, dtype=np.int64))
+    back_B = np.zeros(count, dtype=bool) if back_B is None else back_B
+    return Fates(np.zeros(count, dtype="<U16"), np.full(count, -1, dtype=np.int64), back_B)
 
 
 def first_of(value_B: NDArray[np.generic], other_B: Hashes | None = None) -> Places:
@@ -82,7 +90,7 @@ def leave_out_near(found: Fates, facts: Facts, read: Callable[[int], Pair], *, l
     sets = functools.lru_cache(1 << 14)(lambda i: sets_of(read(i), form=form))
     for earlier, later in pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))].tolist():
         staying = found.reason_B[earlier] == found.reason_B[later] == KEPT
-        staying = staying and facts.slice_B[earlier] == facts.slice_B[later]
+        staying = staying and facts.slice_B[earlier] == facts.slice_B[later] and not found.back_B[later]
         if staying and same(sets(earlier), sets(later), least=least):
             found.reason_B[later], found.other_B[later] = "near_duplicate", earlier
 

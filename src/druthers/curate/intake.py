@@ -88,7 +88,7 @@ class Desk:
 
     def reader(self, importer: Importer, shared: Hashes) -> Reader:
         """What reads the rows of one form."""
-        return Reader(importer, self.tokenizer, self.settings.seed, shared)
+        return Reader(importer, self.tokenizer, self.settings.seed, shared, self.settings.data.personal)
 
     def put(self, work: Iterable[Job], reader: Reader, *, workers: int) -> None:
         """What is read goes to the shelf, what is refused into the books."""
@@ -99,6 +99,8 @@ class Desk:
                 self.ledger.rows += part.rows
                 self.ledger.ignored.update(part.ignored)
                 self.ledger.joined += part.joined
+                self.ledger.repaired += part.repaired
+                self.ledger.redacted.update(part.redacted)
                 self.shelf.add(part.name, part.lines, part.facts, part.groups)
                 self.tell(part.rows)
 

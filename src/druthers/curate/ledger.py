@@ -16,8 +16,10 @@ from druthers.records import InputError
 from druthers.storage import Line, encode
 
 BESIDE_OTHERS = ("duplicate", "near_duplicate", "contradiction", "leak", "small_margin")
-NEVER_A_STOP = frozenset((*BESIDE_OTHERS, "no_opinion", *UNMADE))
+NEVER_A_STOP = frozenset((*BESIDE_OTHERS, "personal", "no_opinion", *UNMADE))
 """Reasons that say nothing against a row by itself."""
+AGAIN = ("one_response", "unjudged", "both_bad", "gate")
+"""Reasons that go away when the prompt is answered or judged again."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,19 @@ def number(where: str) -> int:
 
 @dataclass
 class Ledger:
-    """Counts of what was read and refused; refused rows are written to `file` with their reason."""
+    """Counts of what was read and refused; refused rows are written to `file` with their reason.
+
+    `again` takes the prompts among them that should be answered or judged again.
+    """
 
     file: BinaryIO
+    again: BinaryIO
     stop: bool
     rows: int = 0
     beyond_limit: int = 0
     joined: int = 0
+    repaired: int = 0
+    redacted: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     ignored: Counter[str] = field(default_factory=Counter)
     example: str = ""
@@ -65,6 +73,9 @@ class Ledger:
         self.reasons[reason] += 1
         self.example = self.example or f"{where}: {why}"
         self.file.write(encode({"where": where, "reason": reason, "why": why, "row": _plain(refusal.row)}))
+        if reason in AGAIN and "prompt" in refusal.row:
+            asked = {name: refusal.row[name] for name in ("prompt", "group") if name in refusal.row}
+            self.again.write(encode(asked | {"reason": reason}))
 
 
 @dataclass

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import Literal
 
 from druthers import processes, storage
 from druthers.blocks import BlockTokenizer
@@ -19,6 +20,7 @@ from druthers.curate.importers import Imported, Importer, RowFault
 from druthers.curate.ledger import Refusal, number, refusal
 from druthers.curate.nearness import Hashes
 from druthers.curate.pooling import Made
+from druthers.curate.repair import kinds_in, redacted
 from druthers.records import InputError, Pair
 from druthers.storage import Line, Run, encode, parsed
 
@@ -32,7 +34,8 @@ Job = Run | Made | InputError
 class Read:
     """What became of some rows: the pairs among them, as lines and as facts, and the refusals.
 
-    `rows` are none where the pairs were made of opinions, whose rows are counted before.
+    `rows` are none where the pairs were made of opinions, whose rows are counted before. `repaired` pairs had personal
+    data, of which `redacted` counts the kinds.
     """
 
     name: str
@@ -43,6 +46,8 @@ class Read:
     groups: tuple[str, ...] = ()
     ignored: Counter[str] = field(default_factory=Counter)
     joined: int = 0
+    repaired: int = 0
+    redacted: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class Reader:
     tokenizer: BlockTokenizer
     seed: int
     shared: Hashes
+    personal: Literal["keep", "redact", "drop"] = "keep"
 
     def __call__(self, job: Job) -> Read:
         """Raises the InputError it is given."""
@@ -64,6 +70,8 @@ class Reader:
             found = [(Line(where, {}), pair) for where, pair in job.pairs]
         else:
             found = self.read(job, done)
+        if self.personal != "keep":
+            found = self.cleared(found, done)
         block, refused = self.tokenizer.sort([pair for _, pair in found])
         for i, error in refused.items():
             line, pair = found[i]
@@ -77,6 +85,22 @@ class Reader:
         )
         done.groups = block.groups
         return done
+
+    def cleared(self, found: Sequence[tuple[Line, Pair]], done: Read) -> list[tuple[Line, Pair]]:
+        """Pairs without personal data: those that hold some are redacted or refused."""
+        clean: list[tuple[Line, Pair]] = []
+        for line, pair in found:
+            kinds = kinds_in(pair)
+            try:
+                if kinds and self.personal == "drop":
+                    listed = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+                    raise RowFault("personal", f"holds personal data or secrets ({listed}), see data.personal")
+                clean.append((line, redacted(pair) if kinds else pair))
+                done.redacted.update(kinds)
+                done.repaired += bool(kinds)
+            except RowFault as fault:
+                done.refusals.append(Refusal(line.where, fault.reason, str(fault), line.row or pair.line()))
+        return clean
 
     def read(self, run: Run, done: Read) -> list[tuple[Line, Pair]]:
         """The rows that are pairs; what is to be said of the others goes to `done`."""

@@ -21,8 +21,18 @@ def draw(prompt: Iterable[Message], *, seed: int) -> int:
     >>> draw(user("Name a fruit."), seed=0) == draw(user(" name  a FRUIT.\n"), seed=0)
     True
     """
-    digest = hashlib.blake2b(f"{seed}\x1e{evened(prompt)}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big")
+    return draws(prompt, seed=seed)[0]
+
+
+def draws(prompt: Iterable[Message], *, seed: int) -> tuple[int, int]:
+    """The number of a prompt under a seed, and the one that it has under none, by which it is known in other runs."""
+    text = evened(prompt)
+    return hashed(f"{seed}\x1e{text}"), hashed(text)
+
+
+def hashed(text: str) -> int:
+    """A number in [0, 2**64)."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
 def evened(messages: Iterable[Message]) -> str:

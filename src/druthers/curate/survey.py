@@ -394,37 +394,38 @@ def of_agreement(one: Agreement) -> list[Finding]:
     share = one.overlapped / max(1, one.items)
     out = []
     for metric, estimate in (("nominal", one.nominal), ("ordinal", one.ordinal)):
-        text = f"{of(about)}, annotators agree with an alpha of {shown(estimate)} ({share:.0%} of items judged twice)."
+        text = "how far annotators agree cannot be told."
+        if not isinstance(estimate, Undefined):
+            text = (
+                f"annotators agree with an alpha of {estimate.value:.2f} ({share:.0%} of the comparisons judged twice)."
+            )
         action = "Sharpen the guideline where annotators part, or treat them as groups."
-        limits = ALPHA
-        out.append(finding("D3.alpha", estimate, text, limits=limits, about=about | {"metric": metric}, action=action))
-    text = f"{of(about)}, {shown(one.noise)} of the answers are wrong, so no model can agree with more than " + (
-        f"{shown(one.ceiling)} of them."
-    )
-    out.append(finding("D3.noise", one.noise, text, about=about))
+        slice_ = about | {"metric": metric}
+        out.append(finding("D3.alpha", estimate, by(about, text), limits=ALPHA, about=slice_, action=action))
+    text = "how many of the answers are wrong cannot be told."
+    if not isinstance(one.noise, Undefined):
+        text = f"{one.noise.value:.0%} of the answers are wrong, so no model can agree with more than "
+        text += f"{1 - one.noise.value:.0%} of them."
+    out.append(finding("D3.noise", one.noise, by(about, text), about=about))
     named = [person for _, person in sorted(one.annotators.items()) if person.verdict]
     return out + [of_annotator(person, about=about) for person in named]
 
 
 def of_annotator(person: Annotator, *, about: dict[str, str]) -> Finding:
     """The finding about one annotator."""
-    name = person.name or "the nameless annotator"
-    text = f"{of(about)}, {name} takes the right side in {shown(person.reliability)} of the answers"
+    name, known = person.name or "the nameless annotator", person.reliability
+    often = "an unknown share" if isinstance(known, Undefined) else f"{known.value:.0%}"
+    text = by(about, f"{name} takes the right side in {often} of the answers")
     if person.verdict == "inverted":
         text += ": they are the wrong way round."
         action = "Ask how the answers were recorded; grading reads them turned round."
     else:
         text, action = f"{text}.", "Look at the answers together; grading trusts them little."
     about = about | {"annotator": person.name}
-    limits = Limits(warn=person.limit, fail=0.5, bad="below")
-    return finding("D3.annotator", person.reliability, text, limits=limits, about=about, action=action)
+    limits = Limits(warn=round(person.limit, 2), fail=0.5, bad="below")
+    return finding("D3.annotator", known, text, limits=limits, about=about, action=action)
 
 
-def of(about: dict[str, str]) -> str:
-    """The beginning of a sentence about a criterion."""
-    return f"By {about['criterion']!r}"
-
-
-def shown(estimate: Estimate) -> str:
-    """A number for a sentence."""
-    return "an unknown share" if isinstance(estimate, Undefined) else f"{estimate.value:.3f}"
+def by(about: dict[str, str], text: str) -> str:
+    """A sentence about a criterion."""
+    return f"By {about['criterion']!r}, {text}"

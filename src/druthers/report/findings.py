@@ -201,7 +201,13 @@ def told(one: Finding, value: float | None, *, unit: bool = True, limit: bool = 
         digits = 1 if abs(value) >= 0.001 or not value else 3
         return f"{figures.plain(100 * value)}{wording.THIN}%" if limit else wording.percent(value, digits)
     every = [v for v in (one.value, one.low, one.high) if v is not None]
-    digits = 0 if whole([*every, value]) or abs(value) >= 1000 else 1 if one.unit or max(map(abs, every)) >= 10 else 2
+    digits = (
+        0
+        if whole([*every, value]) or abs(value) >= 1000
+        else 1
+        if one.unit or max(map(abs, every), default=0.0) >= 10
+        else 2
+    )
     written = figures.plain(value) if limit else wording.decimal(value, digits)
     return f"{written}{wording.THIN if one.unit == '%' else ' '}{one.unit}" if told_unit(one) and unit else written
 

@@ -14,6 +14,7 @@ from druthers.report.findings import fitted, plain
 from druthers.report.reading import Tree, branch, text
 
 BEYOND = "beyond_limit"
+BACK = "To put rows back, copy their lines of rejected.jsonl to a file and curate with data.keep=FILE."
 REASONS = {
     "malformed": ("Not a pair", "Correct the row in the source; the example says what it lacks."),
     "bad_roles": ("Turns out of order", "Put the turns in order: user and assistant alternate, the answer comes last."),
@@ -21,8 +22,8 @@ REASONS = {
     "same_response": ("Chosen equals rejected", "Find the response that was lost; two equal ones teach nothing."),
     "prompt_mismatch": ("Two different prompts", "Pair responses to one prompt; these answer different ones."),
     "duplicate": ("Duplicate", "Nothing is lost: the first of the equal rows was kept."),
-    "near_duplicate": ("Near duplicate", "Nothing much is lost: the first of the similar rows was kept."),
-    "contradiction": ("Contradiction", "Decide which response is better, and keep only the row that says so."),
+    "near_duplicate": ("Near duplicate", f"Nothing much is lost: the first of the similar rows was kept. {BACK}"),
+    "contradiction": ("Contradiction", f"Decide which response is better. {BACK}"),
     "leak": ("Prompt is held out too", "Hold out other prompts with data.heldout, or train on other ones."),
     "small_margin": ("Margin too small", "Lower data.least_margin; 0 keeps every pair."),
     "prompt_too_long": ("Prompt too long", "Raise data.max_prompt."),
@@ -40,6 +41,7 @@ REASONS = {
     "both_bad": ("Both responses bad", "Have the prompt answered again: the better of two bad ones is bad."),
     "gate": ("No response passes the gate", "Lower the gate in grade.gates, or collect better responses."),
     "gate_unjudged": ("Gate not judged", "Have the responses judged by the criterion in grade.gates."),
+    "personal": ("Personal data", "data.personal=redact replaces it and keeps the pairs."),
     BEYOND: ("Beyond the limit", "Raise data.limit, or unset it."),
 }
 """Titles and remedies by the codes of rejected.jsonl."""

@@ -114,11 +114,13 @@ def done(summary: Mapping[str, Any]) -> list[str]:
     said = [f"{n:,} {REASONS.get(name, (name.replace('_', ' '), ''))[0].lower()}" for n, name in counts]
     total = sum(n for n, _ in counts)
     beyond, joined = number(summary, BEYOND), number(summary, "joined_turns")
+    redacted = number(summary, "redacted.pairs")
     cut = sum(int(number(summary, f"cut.{side}") or 0) for side in ("chosen", "rejected"))
     return [
         f"{total:,} rows set aside in data/rejected.jsonl: {', '.join(said)}" if total else "no row was set aside",
         *([f"{wording.count(beyond)} rows beyond data.limit"] if beyond else []),
         *([f"{cut:,} response{'s' * (cut != 1)} cut to data.max_response in training"] if cut else []),
+        *([f"personal data redacted in {wording.count(redacted)} pairs"] if redacted else []),
         *([f"{wording.count(joined)} rows had turns of one speaker joined"] if joined else []),
     ]
 

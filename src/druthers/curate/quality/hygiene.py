@@ -150,7 +150,7 @@ def private(found: Hygiene, rows: Mapping[str, Rows]) -> Iterator[Finding]:
     """Personal data, and answers that are none."""
     kinds = ", ".join(f"{count} {kind}" for kind, count in found.personal.items())
     text = f"Texts that hold personal data or secrets: {kinds}." if kinds else "No text holds personal data we know of."
-    action = "Redact them (the placeholders keep the sense), or leave the rows out."
+    action = "Curate again with data.personal=redact (placeholders keep the sense) or data.personal=drop."
     count = sum(found.personal.values())
     yield counted("personal", count, 3 * found.pairs, text, warn=0.0, action=action, rows=rows.get("personal"))
     text = f"{found.empty} pairs have an empty answer."
