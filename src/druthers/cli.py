@@ -568,7 +568,7 @@ def main() -> None:
     except InputError as error:
         fail(str(error), code=1)
     except SystemExit as end:
-        if end.code != CTRL_C:
+        if end.code != CTRL_C or os.environ.get("RANK", "0") != "0":  # rank 0 says it for all
             raise
         kept = "; what was finished is kept, and the same command continues"
         fail("stopped" + (kept if set(sys.argv[1:2]) <= STAGES else ""), code=CTRL_C)
