@@ -138,6 +138,27 @@ def test_a_machine_without_a_compiler_is_one_sentence(monkeypatch: pytest.Monkey
         prove(crew, PAIRS)
 
 
+@pytest.mark.parametrize(
+    ("fault", "remedy"),
+    [
+        (PermissionError(13, "Permission denied", "/tmp/torchinductor_user"), "TORCHINDUCTOR_CACHE_DIR"),
+        (ImportError("/tmp/torchinductor_user/qt/cq.main.so: file too short"), "delete that file, which a compiler"),
+    ],
+)
+def test_what_a_compiler_says_has_a_remedy(monkeypatch: pytest.MonkeyPatch, fault: Exception, remedy: str) -> None:
+    """Also at the first call of torch.compile in a process, when torch makes its folder."""
+
+    def refuse(*args: object, **how: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(compiled.torch, "compile", refuse)
+    with (
+        pytest.raises(InputError, match=rf"cannot be compiled \({type(fault).__name__}: .*{remedy}.*compile=none"),
+        compiling(crew_of(policy()).members, wanted=True),
+    ):
+        pass
+
+
 def test_a_model_without_marked_layers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("druthers.recompute.layers_of", lambda model: [])
     crew: Crew = crew_of(policy())

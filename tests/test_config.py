@@ -175,3 +175,10 @@ def test_what_is_read_again_later_is_kept_by_its_full_path(tmp_path: Path, monke
     assert (settings.evaluate.rubric, settings.evaluate.prompts) == (str(tmp_path / "voice.toml"), "owner/name")
     monkeypatch.chdir("/")
     assert config.load(overrides=["model.path=default", "evaluate.rubric=brand-voice"]).model.path == "default"
+
+
+def test_a_name_that_is_not_utf8_is_refused_before_anything_is_done() -> None:
+    """As the shell hands it over: a byte that is no text is half of a surrogate pair."""
+    assert "is not UTF-8; rename the file or folder" in refused("run=runs/\udcff")
+    with pytest.raises(InputError, match=r"'runs/\\udcff' is not UTF-8"):
+        config.load(extra={"run": "runs/\udcff"})

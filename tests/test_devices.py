@@ -37,7 +37,7 @@ from druthers.models import Loaded, attach_adapter, choose_layout, trainable, we
 from druthers.records import InputError
 from druthers.run import Run
 from druthers.tokens import TokenizedPair, tokenize
-from druthers.train import Interrupted, checkpoint, train
+from druthers.train import Interrupted, checkpoint, loop, train
 from tests import calls, tiny
 
 Row = dict[str, Any]
@@ -507,6 +507,25 @@ def test_ranks_align_with_one_voice_and_one_process_exports(tmp_path: Path) -> N
     assert [(tmp_path / f"{name}-1").read_text() for name in ("out", "err")] == ["", ""]
     assert Run(run).json("environment.json")["ranks"] == 2
     assert calls.druthers("export", run, tmp_path / "exported", "--json").json["folder"] == str(tmp_path / "exported")
+
+
+def test_ctrl_c_is_answered_by_one_voice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every rank hears it, and rank 0 says what became of it."""
+    model, data = tiny.folder(tmp_path / "model"), calls.jsonl(tmp_path / "pairs.jsonl", calls.trl_rows())
+    advance = loop.advance
+
+    def interrupted(*given: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return advance(*given)
+
+    def learn(rank: int) -> Ended:
+        found = calls.druthers("train", "--data", data, "--model", model, "--run", tmp_path / "run", *calls.FEW)
+        return Ended(found.code, found.err)
+
+    monkeypatch.setattr(loop, "advance", interrupted)
+    leading, other = forked(2, tmp_path, learn)
+    assert (leading.code, other) == (128 + signal.SIGINT, Ended(128 + signal.SIGINT, ""))
+    assert leading.said.splitlines()[-1] == "stopped at step 1 of 2; saved, and the same command continues from there"
 
 
 def test_the_module_is_the_command_line() -> None:

@@ -216,7 +216,7 @@ def test_a_folder_that_is_not_a_whole_causal_model_is_refused(
 def test_a_path_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     """A file, or nothing; the hub is not asked."""
     file = tiny.folder(tmp_path / "model") / "config.json"
-    for path in (file, tmp_path / "nothing", tmp_path / ("n" * 300)):
+    for path in (file, tmp_path / "nothing", tmp_path / ("n" * 300), Path("~nobody-of-that-name/model")):
         with pytest.raises(InputError, match="is not a folder; name a Hugging Face model folder or a hub id"):
             models.load(at(path))
 

@@ -7,6 +7,7 @@ import errno
 import gzip
 import json
 import os
+import pwd
 import socket
 import subprocess
 import sys
@@ -615,3 +616,18 @@ def test_rows_are_counted_quickly_where_that_is_possible(tmp_path: Path) -> None
     paths = [str(path) for path in (plain, array, packed, cut, tmp_path / "e.parquet")]
     assert [storage.count(path) for path in paths] == [2, 0, 2, 0, 3]
     assert storage.count("memory://set") == 0
+
+
+@pytest.mark.parametrize("base", ["", "~nobody-of-that-name/cache"])
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch, base: str) -> None:
+    """A container may run as a number without an entry, and without HOME."""
+
+    def unknown(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DRUTHERS_CACHE", base)
+    with pytest.raises(InputError, match=r"cannot be found: .*; set DRUTHERS_CACHE to a folder you can write"):
+        storage.cache_folder("tokens")

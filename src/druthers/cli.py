@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from druthers.records import InputError
+from druthers.streams import open_streams, said, takes_all
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -165,11 +166,13 @@ def is_source(word: str) -> bool:
 
 
 def show(result: dict[str, Any], *, as_json: bool, table: Callable[[dict[str, Any]], Table]) -> None:
-    """The result: JSON on standard output, or a table."""
-    if as_json:
-        sys.stdout.write(json.dumps(result, ensure_ascii=False, indent=2) + "\n")
-    else:
-        Console(highlight=False).print(table(result))
+    """The result: JSON on standard output, or a table; InputError where that cannot be written."""
+    with said():
+        if as_json:
+            sys.stdout.write(json.dumps(result, ensure_ascii=not takes_all(sys.stdout), indent=2) + "\n")
+        else:
+            Console(file=sys.stdout, highlight=False).print(table(result))
+        sys.stdout.flush()
 
 
 def facts(result: dict[str, Any]) -> Table:
@@ -581,6 +584,7 @@ def main() -> None:
     Tensors of 2 MiB or more lie in huge pages where Linux has them, unless the environment says 0: a training step
     spends less time on page faults (docs/benchmarks.md). torch reads the variable once, so it is set before that.
     """
+    open_streams()
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if "WORLD_SIZE" in os.environ:  # a broken connection is said by us, without torch's own trace of it
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -590,7 +594,7 @@ def main() -> None:
     except InputError as error:
         fail(str(error), code=1)
     except SystemExit as end:
-        if end.code != CTRL_C:
+        if end.code != CTRL_C or os.environ.get("RANK", "0") != "0":  # rank 0 says it for all
             raise
         kept = "; what was finished is kept, and the same command continues"
         fail("stopped" + (kept if set(sys.argv[1:2]) <= STAGES else ""), code=CTRL_C)

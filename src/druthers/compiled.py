@@ -29,6 +29,12 @@ from druthers.tokens import TokenizedPair
 
 NEAR = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """Most that a response's mean log-probability may differ from that of the ordinary code, in nats a token."""
+WANTED = (
+    "torch.compile wants a C++ compiler (Debian: g++), on a GPU Triton, and a folder that it may write "
+    "(TORCHINDUCTOR_CACHE_DIR)"
+)
+HALF = "delete that file, which a compiler left that was killed, and run the same command again"
+"""torch takes half a library in its cache for a whole one in every run to come."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +97,8 @@ def compiling(members: Sequence[Loaded], *, wanted: bool) -> Iterator[None]:
     for member in members:
         check_layers(member, done="compiled", by="train.compile")
     layers = [layer for member in members for layer in layers_of(member.model)]
-    made = [Twofold(layer.forward) for layer in layers]
+    with one_sentence(members[0]):
+        made = [Twofold(layer.forward) for layer in layers]
     with attention_outside():
         try:
             for layer, forward in zip(layers, made, strict=True):
@@ -100,6 +107,21 @@ def compiling(members: Sequence[Loaded], *, wanted: bool) -> Iterator[None]:
         finally:
             for layer in layers:
                 del layer.forward
+
+
+@contextmanager
+def one_sentence(policy: Loaded) -> Iterator[None]:
+    """What a compiler says, also before it compiles anything: torch makes a folder for it first."""
+    try:
+        yield
+    except torch.OutOfMemoryError:  # nothing of the compiler's
+        raise
+    except Exception as raised:  # whatever a compiler may say
+        why = f"{type(raised).__name__}: {first_line(raised)}"
+        raise InputError(
+            f"the layers of {policy.name!r} cannot be compiled ({why}); {HALF if '.so: ' in why else WANTED}; "
+            "or set train.compile=none"
+        ) from raised
 
 
 def prove(crew: Crew, pairs: Sequence[TokenizedPair]) -> str:
@@ -114,15 +136,8 @@ def prove(crew: Crew, pairs: Sequence[TokenizedPair]) -> str:
         with one:
             return gap(member, pair)
 
-    try:
+    with one_sentence(crew.policy):
         error = max(side_by_side(work, crew.members, workers=len(crew.members)))
-    except torch.OutOfMemoryError:  # nothing of the compiler's
-        raise
-    except Exception as raised:  # whatever a compiler may say
-        raise InputError(
-            f"the layers of {crew.policy.name!r} cannot be compiled ({type(raised).__name__}: {first_line(raised)}); "
-            "torch.compile wants a C++ compiler (Debian: g++), on a GPU Triton; or set train.compile=none"
-        ) from raised
     if not error <= NEAR[crew.policy.compute]:
         raise InputError(
             f"the compiled layers of {crew.policy.name!r} differ from the ordinary ones by {error:.1e} nat a token "

@@ -347,13 +347,23 @@ def load(
     tree = {} if recipe is None else read_recipe(recipe)
     for key, value in (extra or {}).items():
         if value is not None:
+            check_text(str(value))
             plant(tree, key, value)
     for override in overrides:
+        check_text(override)
         key, sign, text = override.partition("=")
         if not sign:
             raise InputError(f"{override!r} is not a setting; write dotted.key=value, for example train.epochs=2")
         plant(tree, key.strip(), parse_value(text.strip()))
     return validate(anchored(tree))
+
+
+def check_text(text: str) -> None:
+    """Raises InputError for what is not UTF-8, as the name of a file may be: a run could not write it down."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InputError(f"{text!a} is not UTF-8; rename the file or folder") from None
 
 
 READ_AGAIN = (("model", "path"), ("evaluate", "prompts"), ("evaluate", "rubric"))

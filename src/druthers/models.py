@@ -164,7 +164,7 @@ def source(settings: ModelSettings) -> tuple[str, dict[str, Any]]:
     """Where from_pretrained finds the model, and what else it needs to be told."""
     if settings.path == "default":
         return str(unpacked()), {}
-    local = Path(settings.path).expanduser()
+    local = Path(os.path.expanduser(settings.path))
     if os.path.isdir(local):  # which knows no fault: a name may be longer than a file system allows
         if not os.path.isfile(local / "config.json"):
             raise InputError(
@@ -215,7 +215,7 @@ def model_name(settings: ModelSettings) -> str:
     """The name people read: the packaged model's own, a local folder's last part, or the hub id."""
     if settings.path == "default":
         return PACKAGED[1]
-    local = Path(settings.path).expanduser()
+    local = Path(os.path.expanduser(settings.path))
     return local.resolve().name if os.path.isdir(local) else settings.path
 
 

@@ -979,11 +979,17 @@ def cache_folder(*parts: str) -> Path:
     It is made when missing.
     """
     base = os.environ.get("DRUTHERS_CACHE")
-    root = (
-        Path(base).expanduser()
-        if base
-        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "druthers"
-    )
+    try:
+        root = (
+            Path(base).expanduser()
+            if base
+            else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "druthers"
+        )
+    except RuntimeError as error:  # a user without an entry and without HOME, as in a container, or ~name of nobody
+        raise InputError(
+            f"cache folder {base or '~/.cache/druthers'} cannot be found: no home folder is known; "
+            "set DRUTHERS_CACHE to a folder you can write"
+        ) from error
     folder = root.joinpath(*parts)
     try:
         folder.mkdir(parents=True, exist_ok=True)
