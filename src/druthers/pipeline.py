@@ -152,7 +152,7 @@ def outdated(run: Run, settings: Settings, *, screen: Screen) -> bool:
         return False
     with contextlib.suppress(InputError):
         if run.json(CURATED)["source_sha256"] != fingerprint(settings.data):
-            screen.say(f"  {storage.listed(settings.data.pairs)} changed after it was curated, so it is read again")
+            screen.say(f"  {storage.listed(settings.data.pairs)} has changed since it was curated, so it is read again")
             return True
     return False
 
