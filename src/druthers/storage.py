@@ -8,7 +8,6 @@ folder and takes its name only when it is complete and on the disk.
 from __future__ import annotations
 
 import contextlib
-import csv
 import difflib
 import errno
 import gzip
@@ -27,7 +26,7 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Protocol, TypeVar, cast, get_args
@@ -36,13 +35,12 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ValidationError
 
 from druthers.records import DEEPEST, InputError, Record, check_depth, first_line
+from druthers.tables import BOM, HeaderFault, Table
 
 R = TypeVar("R", bound=Record)
 KINDS = (".jsonl", ".ndjson", ".manifest", ".json", ".parquet", ".csv", ".tsv")
 JSON_LINES = (".jsonl", ".ndjson", ".manifest")
 TABLES = (".csv", ".tsv")
-LONGEST_CELL = 1 << 24
-"""Characters in a cell of a table; one that is longer has a quote that is never closed."""
 ROWS = 1000
 """Rows of other kinds of files in a run."""
 PACKINGS = (".gz", ".zst")
@@ -50,7 +48,6 @@ TEMPORARY = re.compile(r"\..+\.([1-9][0-9]*)-[0-9]+\.tmp")
 """What `replacing` calls a file that is not complete: the name it will have, process and thread."""
 QUIET, DAY = 600.0, 86_400.0
 """Seconds without a write after which a temporary file is left over: of no process known here, and of any."""
-BOM = b"\xef\xbb\xbf"
 PARQUET = b"PAR1"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DAMAGE = (EOFError, OSError, zlib.error, http.client.HTTPException)
@@ -508,95 +505,17 @@ def _skip(text: str, at: int) -> int:
     return at
 
 
-@dataclass
-class _Texts:
-    """The lines of a table as the csv module wants them; it knows how many it gave, and what they were."""
-
-    name: str
-    stream: BinaryIO
-    given: int = 0
-    record: list[bytes] = field(default_factory=list)
-    fault: str = ""
-
-    def __iter__(self) -> Iterator[str]:
-        try:
-            for data in self.stream:
-                self.given += 1
-                yield self._decoded(data.removeprefix(BOM) if self.given == 1 else data)
-        except DAMAGE as error:
-            raise InputError(f"{self.name}:{self.given + 1}: {_damage(error)}") from None
-
-    def _decoded(self, data: bytes) -> str:
-        self.record.append(data)
-        try:
-            return data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            self.fault = f"is not UTF-8 (byte {error.start + 1} of line {self.given}); save the file as UTF-8"
-            return data.decode("utf-8", "replace")
-
-    def taken(self) -> tuple[bytes, str]:
-        """The bytes since the last call and what is wrong with them."""
-        data, fault = b"".join(self.record), self.fault
-        self.record, self.fault = [], ""
-        return data, fault
-
-
 def _table(name: str, stream: BinaryIO, *, tabs: bool) -> Iterator[Line]:
-    """The rows under the header of a CSV or TSV (RFC 4180, also with semicolons); an empty cell is no field."""
-    csv.field_size_limit(LONGEST_CELL)
-    texts = _Texts(name, stream)
-    lines = iter(texts)
-    first = next((line for line in lines if line.strip()), None)
-    if first is None:
-        return
-    mark = "\t" if tabs else _delimiter(first)
-    reader = csv.reader(itertools.chain([first], lines), delimiter=mark, strict=True)
-    header = _header(name, reader, texts)
-    while True:
-        start = texts.given + 1
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            yield _faulty(f"{name}:{start}", texts.taken()[0], _table_fault(error))
-            continue
-        data, fault = texts.taken()
-        if cells is None:
-            return
-        if fault or (cells and len(cells) != len(header)):
-            yield _faulty(f"{name}:{start}", data, fault or _count_fault(len(cells), len(header), mark))
-        elif cells:
-            row = {column: cell for column, cell in zip(header, cells, strict=True) if cell}
-            yield Line(f"{name}:{start}", row, cells=True)
-
-
-def _delimiter(header: str) -> str:
-    """What stands between the columns: a comma, or where there is none in the header, a semicolon or a tab."""
-    return next((mark for mark in ",;\t" if mark in header), ",")
-
-
-def _header(name: str, reader: Iterator[list[str]], texts: _Texts) -> list[str]:
-    """The names of the columns; one without a name is called by its place."""
+    """The rows under the header of a CSV or TSV."""
+    table = Table(stream, tabs=tabs)
     try:
-        found = [cell.strip() or f"column_{i}" for i, cell in enumerate(next(reader), 1)]
-    except csv.Error as error:
-        raise InputError(f"{name}:1: the header {_table_fault(error)}") from None
-    if fault := texts.taken()[1]:
-        raise InputError(f"{name}:1: {fault}")
-    twice = next((column for column in found if found.count(column) > 1), None)
-    if twice is not None:
-        raise InputError(f"{name}:1: the column {twice!r} stands twice in the header; rename one")
-    return found
-
-
-def _table_fault(error: csv.Error) -> str:
-    if "field limit" in str(error) or "unexpected end" in str(error):
-        return "holds a quote that is never closed; close it, or write a quote inside quotes twice"
-    return f"is not CSV: {error}; put a cell with commas, quotes or line breaks in quotes, and write its quotes twice"
-
-
-def _count_fault(cells: int, columns: int, mark: str) -> str:
-    named = {",": "commas", ";": "semicolons", "\t": "tabs"}[mark]
-    return f"has {cells} cells, but the header has {columns}; put cells that hold {named} or line breaks in quotes"
+        for row in table:
+            where = f"{name}:{row.first}"
+            yield _faulty(where, row.data, row.fault) if row.fault else Line(where, row.cells, cells=True)
+    except HeaderFault as fault:
+        raise InputError(f"{name}:1: {fault}") from None
+    except DAMAGE as error:
+        raise InputError(f"{name}:{table.given + 1}: {_damage(error)}") from None
 
 
 def _parquet(name: str, stream: BinaryIO) -> Iterator[Line]:
