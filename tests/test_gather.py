@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from druthers.curate import gather as module
 from druthers.curate.gather import Placed, gather
-from druthers.records import Candidate, Candidates, Opinion, user
+from druthers.records import Candidate, Candidates, InputError, Opinion, user
 
 PLUM, FIG, NO = "Plum.", "Fig.", "No."
 
@@ -96,7 +96,7 @@ def test_a_full_disk_is_said_in_one_sentence(tmp_path: Path, monkeypatch: pytest
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "_temporary", full)
-    with pytest.raises(module.InputError, match="no space left to join the rows of a prompt"):
+    with pytest.raises(InputError, match="No space left on device; free some space"):
         list(gather(rows(item("Q", (PLUM,), rated(1.0))), spool=tmp_path, memory=0))
 
 

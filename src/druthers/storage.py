@@ -756,7 +756,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         target.parent.mkdir(parents=True, exist_ok=True)
         file = open(partial, "wb")  # noqa: SIM115
     try:
-        with _full_disk(name):
+        with full_disk(name):
             yield cast(BinaryIO, file)
             _finish(file)
         with _writing(name):
@@ -829,7 +829,7 @@ def _sync_folder(folder: Path) -> None:
 @contextlib.contextmanager
 def _writing(name: str) -> Iterator[None]:
     try:
-        with _full_disk(name):
+        with full_disk(name):
             yield
     except InputError:
         raise
@@ -838,7 +838,8 @@ def _writing(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _full_disk(name: str) -> Iterator[None]:
+def full_disk(name: str) -> Iterator[None]:
+    """A disk that is full inside the block, as one sentence."""
     try:
         yield
     except OSError as error:

@@ -19,6 +19,7 @@ from druthers import storage
 from druthers.blocks import BlockTokenizer
 from druthers.config import DataSettings, Settings
 from druthers.curate import filters
+from druthers.curate.columns import Columns
 from druthers.curate.facts import Facts
 from druthers.curate.filters import Fates, Mask
 from druthers.curate.grading import findings, pairs_from_ranking
@@ -101,13 +102,14 @@ def curate(
         }
         again = cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile(dir=out)))
         ledger = Ledger(files["rejected"], again, stop=data.bad_rows == "stop")
-        shelf = Shelf(cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile(dir=out))))
+        spool = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=out, prefix=".pool.")))
+        shelf = Shelf(cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile(dir=out))), Columns(spool))
         desk = Desk(
             settings,
             BlockTokenizer(tokenizer, max_prompt=data.max_prompt, max_response=data.max_response),
             ledger,
             shelf,
-            spool=Path(stack.enter_context(tempfile.TemporaryDirectory(dir=out, prefix=".pool."))),
+            spool=spool,
             workers=workers,
             most=most,
             tell=_teller(source, progress),

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,19 +60,6 @@ class Facts:
     def placed(self, lines: Sequence[int], sizes: Sequence[int]) -> Facts:
         """The facts with the number of each line in its file and the bytes it takes."""
         return replace(self, line_B=np.array(lines, dtype=np.int64), size_B=np.array(sizes, dtype=np.int64))
-
-
-def joined(parts: Sequence[Facts]) -> Facts:
-    """The facts of several lots as one."""
-    return Facts(**{each.name: _joined([getattr(part, each.name) for part in parts]) for each in fields(Facts)})
-
-
-def _joined(values: Sequence[Any]) -> Any:
-    if not isinstance(values[0], Sets):
-        return np.concatenate(values)
-    starts = np.cumsum([0, *(len(value.hash_S) for value in values)])
-    at = [value.at[:-1] + start for value, start in zip(values, starts[:-1], strict=True)]
-    return Sets(np.concatenate([value.hash_S for value in values]), np.concatenate([*at, starts[-1:]]))
 
 
 def facts(pairs: Sequence[Pair], block: Block, *, seed: int, form: Hashes) -> Facts:

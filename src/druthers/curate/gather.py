@@ -28,8 +28,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from druthers.records import CANONICAL, Candidates, InputError
-from druthers.storage import NO_SPACE, encode
+from druthers.records import CANONICAL, Candidates
+from druthers.storage import encode, full_disk
 
 PARTS = 128
 """Files that rows are dealt to; a hundred times the memory limit is joined in about that limit."""
@@ -68,7 +68,7 @@ def gather(items: Iterable[Placed], *, spool: Path, memory: int = MEMORY) -> Ite
     >>> found.rows, [opinion.worth for opinion in found.item.opinions]
     (3, [(9.0, None), (None, 2.0), (8.0, None)])
     """
-    with contextlib.ExitStack() as stack, _full_disk(spool):
+    with contextlib.ExitStack() as stack, full_disk(str(spool)):
         held: list[tuple[int, bytes]] = []
         files: list[BinaryIO] = []
         size = 0
@@ -255,15 +255,3 @@ def together(items: Iterable[Placed]) -> Iterator[Placed]:
 def _placed(found: list[Any]) -> Placed:
     where, rows, body = found
     return Placed(Candidates.model_validate(body), where, rows)
-
-
-@contextlib.contextmanager
-def _full_disk(spool: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in NO_SPACE:
-            raise
-        raise InputError(
-            f"{spool}: no space left to join the rows of a prompt; free some, or choose another disk"
-        ) from None

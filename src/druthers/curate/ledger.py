@@ -10,7 +10,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from druthers.curate.facts import Facts, joined, nothing
+from druthers.curate.columns import Columns
+from druthers.curate.facts import Facts
 from druthers.curate.grading import UNMADE
 from druthers.records import InputError
 from druthers.storage import Line, encode
@@ -80,11 +81,11 @@ class Ledger:
 
 @dataclass
 class Shelf:
-    """Pairs that may be kept: their lines in a temporary file, their facts in memory."""
+    """Pairs that may be kept: their lines in a temporary file, their facts in others."""
 
     spool: BinaryIO
+    columns: Columns
     names: list[str] = field(default_factory=list)
-    lots: list[Facts] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     groups: dict[str, int] = field(default_factory=dict)
 
@@ -93,17 +94,15 @@ class Shelf:
         self.spool.write(lines)
         self.names.append(name)
         place = np.array([self.groups.setdefault(group, len(self.groups)) for group in groups], dtype=np.int32)
-        self.lots.append(replace(facts, group_B=place[facts.group_B]) if len(facts) else facts)
+        self.columns.add(replace(facts, group_B=place[facts.group_B]) if len(facts) else facts)
         self.sizes.append(len(facts))
 
     def __len__(self) -> int:
-        return sum(self.sizes)
+        return self.columns.count
 
     def facts(self) -> Facts:
         """Those of all; the shelf takes no more after that."""
-        whole = joined(self.lots) if self.lots else nothing()
-        self.lots.clear()
-        return whole
+        return self.columns.facts()
 
     def where(self, facts: Facts, i: int) -> str:
         """File and line of a pair."""
