@@ -28,7 +28,10 @@ from druthers.records import Finding, InputError, Prompt
 from druthers.run import CURATED, TRAINING, Run, flat
 from druthers.stats import Z_95, Interval, Undefined, wilson
 
-QUALITY = ("data/quality.json", "quality.json")
+MEASURED = "data/quality.json"
+QUALITY = (MEASURED, "quality.json")
+IMPROVEMENT = 0.05
+"""What should be seen, where nobody says."""
 COVERED = "data/collect.jsonl"
 SAME = ("run", "threads", "data.limit", "evaluate.")
 """Settings in which runs of one learning curve may differ."""
@@ -66,6 +69,17 @@ def counsel(
     if prompts is not None:
         found["prompts"] = write_prompts(run, prompts, findings, scarce=evidence.scarce(), most=most, bars=bars)
     return found
+
+
+def write_advice(run: Run, *, bars: Bars) -> None:
+    """The answers for an improvement of five points in one round, into data/quality.json for the page and the screen.
+
+    Does nothing where the quality was not measured. Raises InputError as `counsel` does.
+    """
+    if not run.has(MEASURED):
+        return
+    found = counsel(run, improvement=IMPROVEMENT, rounds=1, others=(), prompts=None, most=1, bars=bars)
+    storage.write_json(run.path(MEASURED), run.json(MEASURED) | {"advice": found["answers"]})
 
 
 # ---------------------------------------------------------------- evidence
@@ -144,9 +158,11 @@ def evidence_of(
 def with_data(evidence: Evidence, summary: dict[str, Any], counted: Census, settings: Settings) -> Evidence:
     """The evidence with the counts of curation and of the pass over the pairs."""
     kept, rejected, cut = summary["kept"], summary["rejected"], summary["cut"]
-    ties = counted.ties + rejected.get("tie", 0)
+    reasons = (summary.get("graded") or {}).get("reasons", {})
+    dropped = reasons.get("tie", 0) or rejected.get("tie", 0)
+    ties = counted.ties + dropped
     heldout_prompts = summary["prompts"]["heldout"]
-    tied = wilson(ties, counted.pairs + rejected.get("tie", 0)) if ties else None
+    tied = wilson(ties, counted.pairs + dropped) if ties else None
     return replace(
         evidence,
         pairs=summary["train"],
@@ -154,7 +170,7 @@ def with_data(evidence: Evidence, summary: dict[str, Any], counted: Census, sett
         heldout=summary["heldout"],
         heldout_prompts=heldout_prompts,
         asked=asked(settings, heldout_prompts),
-        unpaired=rejected.get("unpaired", 0),
+        unpaired=rejected.get("one_response", 0),
         graded=counted.graded,
         ties=tied if isinstance(tied, Interval) else None,
         conflicts=counted.criteria.conflicts(),

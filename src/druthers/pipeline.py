@@ -20,6 +20,7 @@ from druthers.allocation import release
 from druthers.blocks import TokenizedPairs
 from druthers.config import ModelSettings, Settings
 from druthers.corpus import tokenized
+from druthers.counsel import write_advice
 from druthers.curate import curate, fingerprint
 from druthers.devices import ALONE, World
 from druthers.evaluate import evaluate
@@ -113,6 +114,7 @@ def curate_stage(run: Run, settings: Settings, *, screen: Screen) -> dict[str, A
             beside=run.folder,
             progress=screen.bar("rows"),
         )
+        write_advice(run, bars=screen.bar)
         screen.clear()
         storage.write_text(run.path("data/README.md"), card(run.folder))
         timed(run, "curate", since=since)

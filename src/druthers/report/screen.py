@@ -19,6 +19,8 @@ LABEL = 10
 STYLES = {"fail": "red", "warn": "yellow", "uncertain": "dim", "undefined": "dim", "pass": "green"}
 SHARES = {"data": 4, "found": 8, "done": 4, "enough": 2, "next": 4, "page": 2}
 """The most lines of each part; together they fill a screen of 24."""
+ENOUGH, NEXT = ("A3h.", "A3p."), "A5."
+"""How the rules of advice begin that say whether it is enough, and what to collect next."""
 
 
 @dataclass(frozen=True)
@@ -126,16 +128,22 @@ def done(summary: Mapping[str, Any]) -> list[str]:
 
 
 def enough(quality: Mapping[str, Any]) -> list[str]:
-    """Whether it is enough: the answer to the first question, or that nobody asked."""
+    """Whether it is enough: to be measured by, and of different prompts; nothing where nobody asked."""
     answers = [row for row in listed(quality, "advice") if isinstance(row, dict) and text(row, "answer")]
-    first = next((row for row in answers if "enough" in text(row, "question").lower()), None)
-    return [text(first, "answer")] if first else []
+    by_rule = [text(row, "answer") for row in answers if text(row, "rule").startswith(ENOUGH)]
+    by_question = [text(row, "answer") for row in answers if "enough" in text(row, "question").lower()]
+    return by_rule or by_question[:1]
+
+
+def follows(rule: str, question: str) -> bool:
+    """Whether an answer says what to do next."""
+    return rule.startswith(NEXT) and not rule.endswith("unknown") if rule else "enough" not in question.lower()
 
 
 def following(found: list[Finding], quality: Mapping[str, Any]) -> list[str]:
     """What to do next: the actions of what fails and warns, then the other advice."""
     actions = [one.action for one in found if one.status in ("fail", "warn") and one.action]
     given = [row for row in listed(quality, "advice") if isinstance(row, dict)]
-    others = [text(row, "answer") for row in given if "enough" not in text(row, "question").lower()]
+    others = [text(row, "answer") for row in given if follows(text(row, "rule"), text(row, "question"))]
     every = list(dict.fromkeys(filter(None, [*actions, *others])))
     return [f"{i}. {said}" for i, said in enumerate(every[:3], 1)] or ["druthers train, with the same options"]
