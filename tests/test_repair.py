@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from druthers import config, storage
+from druthers import config, embeddings, storage
 from druthers.curate import CurateSummary, curate
 from druthers.curate.remembered import FILE, numbers_in
 from druthers.records import InputError, Pair, Prompt
@@ -38,6 +38,10 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def kept(out: Path) -> list[Pair]:
     return [Pair.model_validate(line) for side in ("train", "heldout") for line in lines(out / f"{side}.jsonl")]
+
+
+def held_out(out: Path) -> list[Pair]:
+    return [Pair.model_validate(line) for line in lines(out / "heldout.jsonl")]
 
 
 def findings(out: Path) -> dict[str, dict[str, Any]]:
@@ -155,3 +159,52 @@ def test_prompts_without_a_pair_are_a_file_to_sample_from_and_it_goes_when_they_
     assert (asked.prompt[0].content, asked.group, asked.reason) == ("Bad?", "g", "both_bad")
     run(put(tmp_path / "a.jsonl", votes), tmp_path / "data")
     assert not (tmp_path / "data" / "collect.jsonl").exists()
+
+
+# ---------------------------------------------------------------- sides by meaning
+
+SAID = [
+    ("How do I reset my password?", "What is the way to reset my password?"),
+    ("What is the capital of France?", "Which city is the capital of France?"),
+    ("How long should I boil an egg?", "For how long do I have to boil an egg?"),
+    ("Why is the sky blue?", "What is the reason that the sky is blue?"),
+    ("Recommend me a book about Rome.", "Can you recommend a book on ancient Rome?"),
+    ("How can I cancel my subscription?", "I want to cancel my subscription, how?"),
+]
+
+
+@pytest.mark.skipif(embeddings.installed() is None, reason="the packaged encoder is not installed")
+def test_prompts_that_mean_the_same_share_a_side_and_keep_it_as_data_grow(tmp_path: Path) -> None:
+    texts = [text for two in SAID for text in two]
+    some = [{"prompt": text, "chosen": f"good {i}", "rejected": "bad"} for i, text in enumerate(texts[::2])]
+    every = [{"prompt": text, "chosen": f"good {i}", "rejected": "bad"} for i, text in enumerate(texts)]
+    file = tmp_path / "prompts.npz"
+    run(put(tmp_path / "a.jsonl", some), tmp_path / "one", clusters=str(file), heldout_share=0.4)
+    before = {pair.prompt[0].content for pair in held_out(tmp_path / "one")}
+    assert 0 < len(before) < len(some)
+    run(put(tmp_path / "b.jsonl", every), tmp_path / "two", clusters=str(file), heldout_share=0.1, seed=3)
+    after = {pair.prompt[0].content for pair in held_out(tmp_path / "two")}
+    assert before == after & set(texts[::2])
+    trained = {pair.prompt[0].content for pair in kept(tmp_path / "two")} - after
+    for one, other in SAID:
+        assert not (one in after and other in trained), (one, other)
+
+
+@pytest.mark.skipif(embeddings.installed() is None, reason="the packaged encoder is not installed")
+def test_training_prompts_that_mean_what_a_held_out_file_asks_are_left_out(tmp_path: Path) -> None:
+    ones, others = zip(*SAID, strict=True)
+    path = put(tmp_path / "a.jsonl", [{"prompt": t, "chosen": "yes it is", "rejected": "no"} for t in ones] + rows(20))
+    held = put(tmp_path / "b.jsonl", [{"prompt": others[0], "chosen": "yes", "rejected": "no"}])
+    summary = run(path, tmp_path / "data", clusters=str(tmp_path / "c.npz"), heldout=str(held))
+    assert summary.rejected == {"between_sides": 1}
+    (refused,) = lines(tmp_path / "data" / "rejected.jsonl")
+    assert refused["row"]["prompt"][0]["content"] == ones[0]
+    assert not (tmp_path / "c.npz").exists()
+
+
+def test_a_file_that_holds_no_clusters_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("mine")
+    with pytest.raises(InputError, match=r"notes\.txt: is not a file of clusters"):
+        run(put(tmp_path / "a.jsonl", rows(30)), tmp_path / "data", clusters=str(file))
+    assert file.read_text() == "mine"

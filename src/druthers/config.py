@@ -70,6 +70,11 @@ class DataSettings(Section):
         None, description="preferences never trained on; when unset, a share of the prompts is held out"
     )
     heldout_share: float = Field(0.1, gt=0, lt=1, description="share of prompts held out when `heldout` is unset")
+    clusters: str | None = Field(
+        None,
+        description="a file of prompts by what they mean, made where it is missing and added to: those that say nearly "
+        "the same land on one side, and stay there in later curations with the same file",
+    )
     format: Literal[
         "auto",
         "druthers",

@@ -18,7 +18,8 @@ import numpy as np
 from druthers import storage
 from druthers.blocks import BlockTokenizer
 from druthers.config import DataSettings, Settings
-from druthers.curate import filters
+from druthers.curate import clusters, filters
+from druthers.curate.clusters import Clusters
 from druthers.curate.columns import Columns
 from druthers.curate.facts import Facts
 from druthers.curate.filters import Fates, Mask
@@ -26,6 +27,7 @@ from druthers.curate.grading import findings, pairs_from_ranking
 from druthers.curate.inspection import Inspection, inspect, of_annotators
 from druthers.curate.intake import Desk, Judged
 from druthers.curate.ledger import Ledger, Refusal, Shelf
+from druthers.curate.meaning import part
 from druthers.curate.nearness import NEAR, Hashes
 from druthers.curate.pooling import annotators
 from druthers.curate.quality.bias import position_finding
@@ -116,7 +118,8 @@ def curate(
         )
         held, shared = desk.take(source)
         facts = shelf.facts()
-        sides = decide(facts, shelf, data, held=held, form=shared, name=lambda: _name(source.train, ledger))
+        name = functools.partial(_name, source.train, ledger)
+        sides = decide(facts, shelf, data, held=held, form=shared, name=name, seed=settings.seed)
         _book(sides, facts, shelf, data, ledger)
         _deal(sides, shelf, files)
         _check_filled(sides, source, ledger)
@@ -137,6 +140,8 @@ def curate(
         _point(seen, facts, shelf, out / "findings")
         remember(out, facts.asked_B[sides.heldout])
         _ask_again(ledger, out / "collect.jsonl")
+        if sides.clusters is not None and data.clusters is not None:
+            clusters.save(sides.clusters, data.clusters)
     storage.write_json(out / "quality.json", seen.as_dict())
     storage.write_json(out / "summary.json", asdict(summary))
     return summary
@@ -180,15 +185,23 @@ def _probe(tokenizer: Tokenizer) -> None:
 
 @dataclass(frozen=True)
 class Sides:
-    """What becomes of the pairs on a shelf: masks of the two sides, and the fates of the others."""
+    """What becomes of the pairs on a shelf: masks of the two sides, the fates of the others, and prompts by meaning."""
 
     train: Mask
     heldout: Mask
     fates: Fates
+    clusters: Clusters | None = None
 
 
 def decide(
-    facts: Facts, shelf: Shelf, data: DataSettings, *, held: int | None, form: Hashes, name: Callable[[], str]
+    facts: Facts,
+    shelf: Shelf,
+    data: DataSettings,
+    *,
+    held: int | None,
+    form: Hashes,
+    name: Callable[[], str],
+    seed: int = 0,
 ) -> Sides:
     """Which pairs are trained on and which held out; with `held` the first so many are held out already.
 
@@ -208,7 +221,17 @@ def decide(
     filters.leave_out_duplicates(result, facts)
     filters.leave_out_near(result, facts, look, least=NEAR, form=form)
     filters.leave_out_contradictions(result, facts)
-    if held is None:
+    found = None
+    if data.clusters is not None:
+        given, path = None if held is None else heldout, Path(data.clusters)
+        parted = part(
+            facts, look, kept_B=result.kept_B, heldout_B=given, path=path, share=data.heldout_share, seed=seed
+        )
+        heldout, found = parted.heldout_B, parted.found
+        between = np.flatnonzero(parted.between_B)
+        result.leave_out(between, "between_sides", np.full(len(between), -1))
+        filters.leave_out_leaks(result, prompts, held_B=heldout)
+    elif held is None:
         number_B = filters.numbers_of(facts, prompts)
         bound = threshold(number_B[result.kept_B].tolist(), share=data.heldout_share, name=name())
         heldout = number_B < np.uint64(bound)
@@ -217,7 +240,7 @@ def decide(
     result.leave_out(close, "small_margin", np.full(len(close), -1))
     train = ~heldout & result.kept_B
     within = np.cumsum(train) <= (len(facts) if data.limit is None else data.limit)
-    return Sides(train & within, heldout & result.kept_B, result)
+    return Sides(train & within, heldout & result.kept_B, result, found)
 
 
 def _book(sides: Sides, facts: Facts, shelf: Shelf, data: DataSettings, ledger: Ledger) -> None:
@@ -229,6 +252,8 @@ def _book(sides: Sides, facts: Facts, shelf: Shelf, data: DataSettings, ledger: 
         reason, other = str(found.reason_B[i]), int(found.other_B[i])
         if reason == "small_margin":
             why = f"the margin {facts.grades_B3[i, 1]:g} is under data.least_margin = {data.least_margin:g}"
+        elif reason == "between_sides":
+            why = "the prompt means nearly what one of the other side means (data.clusters)"
         else:
             why = filters.WHY[reason].format(other=shelf.where(facts, other))
         line = shelf.line(int(place[i]), int(facts.size_B[i]))
