@@ -291,8 +291,8 @@ def inspect(
     from druthers import pipeline
     from druthers.run import Run, open_run
 
-    pipeline.check_examinable(Run(run))
     settings = pipeline.inspection_settings(Run(run), overrides or ())
+    pipeline.check_examinable(Run(run))
     pipeline.prepare(settings)
     with open_run(Run(run).settings().model_copy(update={"run": str(run)})) as opened:
         found = pipeline.inspect_stage(opened, settings, prompts=prompts, encoder=encoder, most=most, screen=bars)
