@@ -200,7 +200,7 @@ def test_without_production_nothing_is_said_of_coverage_and_old_prompts_go(run: 
     assert not (run / "data/findings/D8.coverage.jsonl").exists()
     total = len(train(run))
     assert f"Looked at: 40 of {total} training pairs" in of(run, "D13.language")["text"]
-    assert f"Looked at: 5 of {total} training pairs" in of(run, "D9.ches")["text"]
+    assert f"Looked at: 4 of {total} training pairs" in of(run, "D9.ches")["text"]
     shown = druthers("inspect", run, *QUICK, "--most", 40)
     assert "data.html" in shown.out
     assert "D13.language" in shown.out
@@ -273,7 +273,7 @@ def test_a_run_without_pairs_or_model_is_refused(run: Path, place: Path, tmp_pat
 @pytest.mark.parametrize("damage", ["", "{", '{"findings": 3}', '{"findings": [{"id": 3}]}'])
 def test_a_damaged_quality_file_is_said_and_left(run: Path, damage: str) -> None:
     (run / "data/quality.json").write_text(damage)
-    assert "quality.json" in druthers("inspect", run, *QUICK, "--most", 16).fault
+    assert "quality.json" in druthers("inspect", run, *QUICK, "--most", 20).fault
     assert (run / "data/quality.json").read_text() == damage
 
 
@@ -287,7 +287,7 @@ def test_ctrl_c_leaves_quality_whole(run: Path, monkeypatch: pytest.MonkeyPatch)
         whole(path, value)
 
     monkeypatch.setattr(storage, "write_json", stop)
-    assert druthers("inspect", run, *QUICK, "--most", 16).code == 130
+    assert druthers("inspect", run, *QUICK, "--most", 20).code == 130
     assert (run / "data/quality.json").read_bytes() == before
     assert list(run.rglob("*.tmp")) == []
 

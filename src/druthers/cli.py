@@ -283,8 +283,8 @@ def inspect(
         str, typer.Option("--encoder", help="What embeds texts: the packaged one, a folder, a hub id, or lexical.")
     ] = "default",
     most: Annotated[
-        int, typer.Option("--most", min=8, help="Pairs at most that are looked at, an eighth of them by the model.")
-    ] = 2000,
+        int, typer.Option("--most", min=20, help="Pairs at most that are looked at, a tenth of them by the model.")
+    ] = 1500,
     as_json: Json = False,
 ) -> None:
     """Measure what takes embeddings or the model: label noise, coverage, displacement, learnability, language."""

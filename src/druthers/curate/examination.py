@@ -1,7 +1,7 @@
 """What takes embeddings or the model to know of curated pairs: noise, coverage, displacement, learnability, language.
 
 `druthers curate` measures what numbers alone tell; this is the rest, on a seeded sample, merged into `quality.json`.
-The texts of at most `MOST` pairs are looked at, and an eighth of them is read by the model, before any training: the
+The texts of at most `MOST` pairs are looked at, and a tenth of them is read by the model, before any training: the
 reference, whatever the run has trained since. Each finding says where it saw a sample only.
 
 Letters: N sampled pairs, B pairs that the model reads, C pair axis (0 chosen, 1 rejected), D width of a vector,
@@ -37,11 +37,11 @@ from druthers.records import Finding, InputError, Pair, Prompt, Rows, text_of
 from druthers.stats import Undefined
 from druthers.tokens import tokenize
 
-MOST = 2000
+MOST = 1500
 """Pairs whose texts are looked at."""
-SHARE_READ = 8
+SHARE_READ = 10
 """One in so many of them is read by the model, which takes far longer."""
-OWN_ANSWERS, OWN_TOKENS = 32, 48
+OWN_ANSWERS, OWN_TOKENS = 24, 48
 """Answers that the model gives itself, and their tokens: what its own voice sounds like to it."""
 ANSWERS_AT_ONCE = 16
 POOR = 0.5
