@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from druthers.curate import rules
+from druthers import cli
+from druthers.curate import advice, examination, rules
 from druthers.curate.advice import Evidence, Group, Rule, advise, numbers
 from druthers.curate.rules import FEW_PROMPTS, QUESTIONS, SOURCES
 from druthers.power import Curve, Point, fit_curve
@@ -23,7 +24,7 @@ IDS = (
     *("D1.duplicate", "D1.near", "D1.leak", "D1.semantic", "D2.contradiction", "D2.cycles"),
     *("D3.alpha", "D3.noise", "D3.annotator", "D4.position", "D4.length", "D4.markdown", "D4.refusal"),
     *("D5.shortcut", "D6.noise", "D7.effective", "D7.crowded", "D8.coverage", "D8.shift", "D8.diversity"),
-    *("D9.displacement", "D10.stuck", "D10.ranked", "D11.chosen", "D11.both_bad", "D12.onpolicy"),
+    *("D9.ches", "D9.edit", "D10.stuck", "D10.ranked", "D11.chosen", "D11.both_bad", "D12.onpolicy"),
     *("D12.logprob", "D13.cut", "D13.personal", "D13.refusal", "D13.language"),
 )
 RULES: dict[str, Rule] = {rule.id: rule for question in QUESTIONS for rule in question.every}
@@ -182,7 +183,7 @@ CASES: dict[str, tuple[Evidence, Evidence]] = {
     "A6.nothing": (HEALTHY, without(HEALTHY, "D5.shortcut")),
     "A6.unknown": (without(HEALTHY, "D4.markdown"), HEALTHY),
     # risk
-    "A7.displacement": (bad("D9.displacement", "warn"), near("D9.displacement")),
+    "A7.displacement": (bad("D9.edit", "warn"), near("D9.edit")),
     "A7.flips": (bad("D10.stuck", "warn"), near("D10.stuck")),
     "A7.foreign": (bad("D12.onpolicy", "warn"), near("D12.onpolicy")),
     "A7.overoptimisation": (changed(epochs=1.5), changed(epochs=1.0)),
@@ -193,7 +194,7 @@ CASES: dict[str, tuple[Evidence, Evidence]] = {
     "A7.refusal": (bad("D13.refusal", "warn"), near("D13.refusal")),
     "A7.cut": (changed(cut=(0.0, 0.011)), changed(cut=(0.01, 0.01))),
     "A7.personal": (bad("D13.personal", "warn"), near("D13.personal")),
-    "A7.nothing": (HEALTHY, without(HEALTHY, "D9.displacement")),
+    "A7.nothing": (HEALTHY, without(HEALTHY, "D9.ches")),
     "A7.unknown": (without(HEALTHY, "D13.refusal"), HEALTHY),
 }
 
@@ -311,6 +312,33 @@ def test_a_rule_names_what_exists(rule: Rule) -> None:
     cited = set(re.findall(r"arXiv (\d{4}\.\d{5})", rule.because))
     assert cited == {source for source in rule.sources if source != "default"}
     assert cited <= set(SOURCES)
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=lambda rule: rule.id)
+def test_an_action_names_commands_that_exist(rule: Rule) -> None:
+    verbs = {command.callback.__name__ for command in cli.app.registered_commands if command.callback}
+    for evidence in (HEALTHY, BARE, replace(BARE, pairs=9)):
+        action = rule.action.format_map(numbers(evidence))
+        assert set(re.findall(r"druthers (\w+)", action)) <= verbs
+
+
+def test_the_ids_that_inspect_makes_are_those_the_rules_read() -> None:
+    """Of what takes embeddings or the model; what it makes beyond them is there to be read by people alone."""
+    of_inspect = {name for name in IDS if name in examination.IDS or name.startswith(("D6.", "D8.", "D9.", "D10."))}
+    assert of_inspect | {"D11.chosen", "D12.logprob", "D12.onpolicy", "D13.language"} <= set(examination.IDS)
+    assert set(advice.OF_INSPECT) <= set(examination.IDS)
+
+
+def test_what_was_not_measured_names_the_command_that_does() -> None:
+    curated = without(HEALTHY, "D8.coverage", *advice.OF_INSPECT)
+    action = {a.rule: a.action for a in answers(curated)}
+    assert action["A1.unknown"] == action["A7.unknown"] == "druthers inspect RUN"
+    assert action["A5.unknown"] == "druthers inspect RUN --prompts PROMPTS.jsonl"
+    assert {a.action for a in answers(BARE) if a.rule in ("A1.unknown", "A2.unknown", "A5.unknown", "A7.unknown")} == {
+        "druthers curate  --run RUN"
+    }
+    tried = with_findings(curated, found("D12.logprob", "undefined", None))
+    assert {a.rule: a.action for a in answers(tried)}["A7.unknown"] == ""
 
 
 def test_every_paper_is_used() -> None:

@@ -275,7 +275,7 @@ def test_prompts_to_collect_are_ranked_and_each_stands_once_with_its_reasons(tmp
     noise = finding("D6.noise", "warn", rows={"file": "suspects.jsonl", "count": 1})
     run = made(tmp_path / "run", train=train, heldout=[pair("held?", p=0.45)], findings=[noise], rejected=rejected)
     jsonl(run / "data/suspects.jsonl", [{"id": doubtful.id, "why": "?"}])
-    jsonl(run / "data/collect.jsonl", [prompt("uncovered?", reason="far from all training prompts"), prompt("tied?")])
+    jsonl(run / "data/uncovered.jsonl", [prompt("uncovered?", reason="far from all training prompts"), prompt("tied?")])
     out = tmp_path / "next.jsonl"
     called = druthers("advise", run, "--prompts", out, "--json")
     written = list(storage.read(str(out), Prompt))

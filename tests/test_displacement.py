@@ -22,6 +22,7 @@ from druthers.curate.quality.displacement import (
     edit_similarity,
     flagged,
     nearly_same,
+    read,
     risks,
     sample,
 )
@@ -66,6 +67,14 @@ def plain(folder: Path, pairs: list[TokenizedPair]) -> tuple[np.ndarray, np.ndar
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.folder(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def test_one_reading_gives_the_log_probs_that_scoring_gives(folder: Path) -> None:
+    loaded = models.load(ModelSettings(path=str(folder), precision="float32", device="cpu"))
+    pairs = tokenized()
+    found = read(loaded, pairs, token_budget=64)
+    np.testing.assert_array_equal(found.logp_CB, models.score_pairs(loaded, pairs, token_budget=64))
+    np.testing.assert_array_equal(found.ches.whole_B, ches(loaded, pairs, token_budget=64).whole_B)
 
 
 @pytest.mark.parametrize("layout", ["shared", "padding-free", "padded"])

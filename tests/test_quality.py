@@ -302,6 +302,30 @@ def test_pairs_that_the_reference_ranks_wrong_too_firmly_are_stuck() -> None:
         learn.learnability([0.0], [0.0], [0], beta=0.0)
 
 
+def test_many_stuck_pairs_are_worth_a_warning() -> None:
+    for share, status in ((0.5, "warn"), (0.1, "pass")):
+        gap = np.where(np.arange(400) < 400 * share, 99.0, -1.0)
+        found = learn.learnability(np.zeros(400), gap, np.arange(400), beta=0.1)
+        assert only(learn.findings(found), "D10.stuck").status == status
+
+
+def test_what_training_turned_is_counted_among_the_pairs_that_were_wrong() -> None:
+    """Of four pairs the reference ranks three wrong; the policy turns one of them and ties another."""
+    reference = [[-9.0, -9.0, -9.0, -1.0], [-5.0, -5.0, -5.0, -5.0]]
+    policy = [[-4.0, -5.0, -9.0, -9.0], [-5.0, -5.0, -5.0, -5.0]]
+    found = learn.turned(reference, policy, range(4))
+    assert (found.value, found.n, found.id) == (0.5, 3, "D10.turned")
+    assert learn.turned([[0.0], [-1.0]], [[0.0], [-1.0]], [0]).undefined == "the reference ranks no held-out pair wrong"
+
+
+def test_answers_in_another_language_count_where_they_are_chosen() -> None:
+    no, some = np.zeros(500, dtype=bool), np.arange(500) < 40
+    chosen_, rejected = (hygiene.strange(hygiene.sides(*both, np.arange(500))) for both in ((some, no), (no, some)))
+    assert (chosen_.status, chosen_.value) == ("warn", 0.08)
+    assert (rejected.status, rejected.value) == ("pass", 0.0)
+    assert "8.0 of 100 rejected" in rejected.text
+
+
 def test_poor_chosen_answers_are_counted_where_they_are_rated() -> None:
     rating = np.r_[np.full(40, 2.0), np.full(60, 8.0), np.full(10, np.nan)]
     found = chosen.chosen(rating, np.arange(110), threshold=5)

@@ -299,6 +299,48 @@ def curate(
     show({"run": settings.run, **found}, as_json=as_json, table=data_screen)
 
 
+@app.command()
+def inspect(
+    *,
+    run: RunArgument,
+    overrides: Overrides = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option("--prompts", help="Prompts that users asked, a JSON object a line: what the data should cover."),
+    ] = None,
+    encoder: Annotated[
+        str, typer.Option("--encoder", help="What embeds texts: the packaged one, a folder, a hub id, or lexical.")
+    ] = "default",
+    most: Annotated[
+        int, typer.Option("--most", min=20, help="Pairs at most that are looked at, a tenth of them by the model.")
+    ] = 1500,
+    as_json: Json = False,
+) -> None:
+    """Measure what takes embeddings or the model: label noise, coverage, displacement, learnability, language."""
+    from druthers import pipeline
+    from druthers.run import Run, open_run
+
+    settings = pipeline.inspection_settings(Run(run), overrides or ())
+    pipeline.check_examinable(Run(run))
+    pipeline.prepare(settings)
+    with open_run(Run(run).settings().model_copy(update={"run": str(run)})) as opened:
+        found = pipeline.inspect_stage(opened, settings, prompts=prompts, encoder=encoder, most=most, screen=bars)
+    show(found, as_json=as_json, table=findings_screen)
+
+
+def findings_screen(result: dict[str, Any]) -> Table:
+    """What an inspection found, the worst first, and where it stands."""
+    styles = {"fail": "red", "warn": "yellow", "undefined": "dim", "pass": ""}
+    table = Table(Column(no_wrap=True), Column(no_wrap=True), Column(overflow="fold"), show_header=False, box=None)
+    for found in sorted(result["findings"], key=lambda one: ("fail", "warn", "pass", "undefined").index(one["status"])):
+        why = f" ({found['undefined']})" if found["undefined"] else ""
+        table.add_row(found["status"], found["id"], escape(found["text"] + why), style=styles[found["status"]])
+    if result["collect"]:
+        table.add_row("", "collect", escape(f"{result['prompts']} prompts in {result['collect']}"))
+    table.add_row("", "page", escape(result["page"]))
+    return table
+
+
 def data_screen(result: dict[str, Any]) -> Table:
     """One screen about curated data, in the words of the report."""
     from druthers.report import data_lines

@@ -354,13 +354,27 @@ def load(
         if value is not None:
             check_text(str(value))
             plant(tree, key, value)
-    for override in overrides:
-        check_text(override)
-        key, sign, text = override.partition("=")
+    return validate(anchored(overridden(tree, overrides)))
+
+
+def override(settings: Settings, overrides: Iterable[str]) -> Settings:
+    """Settings with some 'dotted.key=value' changed; raises InputError as `load` does.
+
+    >>> override(load(), ["train.epochs=2", "threads=1"]).train.epochs
+    2.0
+    """
+    return validate(anchored(overridden(settings.model_dump(mode="json"), overrides)))
+
+
+def overridden(tree: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """The tree itself, with 'dotted.key=value' planted in it."""
+    for given in overrides:
+        check_text(given)
+        key, sign, text = given.partition("=")
         if not sign:
-            raise InputError(f"{override!r} is not a setting; write dotted.key=value, for example train.epochs=2")
+            raise InputError(f"{given!r} is not a setting; write dotted.key=value, for example train.epochs=2")
         plant(tree, key.strip(), parse_value(text.strip()))
-    return validate(anchored(tree))
+    return tree
 
 
 def check_text(text: str) -> None:

@@ -32,7 +32,7 @@ MEASURED = "data/quality.json"
 QUALITY = (MEASURED, "quality.json")
 IMPROVEMENT = 0.05
 """What should be seen, where nobody says."""
-COVERED = "data/collect.jsonl"
+COVERED = "data/uncovered.jsonl"
 SAME = ("run", "threads", "data.limit", "evaluate.")
 """Settings in which runs of one learning curve may differ."""
 EVERY = 4096

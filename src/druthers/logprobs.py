@@ -208,6 +208,11 @@ def alive(head: nn.Module, device: torch.device) -> int:
 
 def token_logps(scorer: Scorer, batch: Batch, *, chunk: int | None = None) -> Tensor:
     """Log-probability of every scored response token, shape (N,), float32 (float64 for a float64 model), in nats."""
+    return head_logps(predicting(scorer, batch), batch, scorer, chunk=chunk)
+
+
+def predicting(scorer: Scorer, batch: Batch) -> Tensor:
+    """The last layer's hidden states that predict the scored tokens of the responses, (N, H)."""
     # No mask: padding stands on the right, where a causal model's real tokens never look, and without one the
     # attention kernel skips the half above the diagonal.
     hidden_STH = scorer.backbone(
@@ -216,7 +221,12 @@ def token_logps(scorer: Scorer, batch: Batch, *, chunk: int | None = None) -> Te
         use_cache=False,
         **({} if batch.layout is None else {"layout": batch.layout}),
     ).last_hidden_state
-    hidden_NH = hidden_STH.flatten(0, 1).index_select(0, batch.gather_N)
+    hidden_NH: Tensor = hidden_STH.flatten(0, 1).index_select(0, batch.gather_N)
+    return hidden_NH
+
+
+def head_logps(hidden_NH: Tensor, batch: Batch, scorer: Scorer, *, chunk: int | None = None) -> Tensor:
+    """Log-probability of every scored token of a batch, (N,), from the hidden states that predict them."""
     kind = hidden_NH.device.type
     if torch.is_autocast_enabled(kind):
         hidden_NH = hidden_NH.to(torch.get_autocast_dtype(kind))

@@ -7,7 +7,7 @@ import dataclasses
 import gc
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from pydantic import ValidationError
 from druthers import lowbit, models, storage
 from druthers.allocation import release
 from druthers.blocks import TokenizedPairs
-from druthers.config import ModelSettings, Settings
+from druthers.config import ModelSettings, Settings, override
 from druthers.corpus import tokenized
 from druthers.counsel import write_advice
-from druthers.curate import curate, fingerprint
+from druthers.curate import curate, examination, fingerprint
 from druthers.devices import ALONE, World
 from druthers.evaluate import evaluate
 from druthers.judges import load_rubric
@@ -29,7 +29,7 @@ from druthers.memory import peak_gib
 from druthers.models import Loaded
 from druthers.records import InputError, Pair, Prompt
 from druthers.report import card, write_data_page, write_report
-from druthers.run import CURATED, INPUTS, Run, environment, note_code
+from druthers.run import CURATED, INPUTS, OF_CURATION, Run, differences, environment, note_code
 from druthers.session import Screen, Session, session
 from druthers.train import train
 from druthers.train.checkpoint import best_weights
@@ -106,6 +106,7 @@ def curate_stage(run: Run, settings: Settings, *, screen: Screen) -> dict[str, A
         since = time.monotonic()
         tokenizer = models.load_tokenizer(settings.model)
         models.check_model(settings.model)
+        lost = examination.forget(run.path(CURATED).parent)
         curate(
             settings,
             out=run.path(CURATED).parent,
@@ -116,6 +117,8 @@ def curate_stage(run: Run, settings: Settings, *, screen: Screen) -> dict[str, A
         )
         write_advice(run, bars=screen.bar)
         screen.clear()
+        if lost:
+            screen.say(f"  {lost}")
         storage.write_text(run.path("data/README.md"), card(run.folder))
         timed(run, "curate", since=since)
     found = run.json(CURATED)
@@ -131,6 +134,84 @@ def curate_stage(run: Run, settings: Settings, *, screen: Screen) -> dict[str, A
         cut = f"{found['cut']['chosen']:,} chosen, {found['cut']['rejected']:,} rejected responses"
         screen.say(f"  cut to {settings.data.max_response} tokens: {cut}")
     return found
+
+
+def inspect_stage(
+    run: Run, settings: Settings, *, prompts: str | None, encoder: str, most: int, screen: Screen
+) -> dict[str, Any]:
+    """Quality that takes embeddings or the model, in data/quality.json, its page and the card.
+
+    Works before and after training, by the model as it is before it. Returns the findings, the verdict on all, and the
+    paths of the page and of the prompts to collect ("" where there are none).
+    """
+    check_examinable(run)
+    screen.stage("inspect")
+    rubric = None if settings.evaluate.rubric is None else load_rubric(settings.evaluate.rubric)
+    data = run.path(CURATED).parent
+    examination.read_quality(data)  # a damaged file is said before minutes are spent
+    loaded = load_reference(settings)
+    check_same_model(run, loaded)
+    found = examination.examine(
+        data,
+        settings,
+        loaded=loaded,
+        encoder=encoder,
+        prompts=prompts,
+        rubric=rubric,
+        outcomes=final_outcomes(run),
+        most=most,
+        bars=screen.bar,
+    )
+    screen.clear()
+    whole = examination.write(found, data)
+    write_advice(run, bars=screen.bar)
+    screen.clear()
+    storage.write_text(run.path("data/README.md"), card(run.folder))
+    return {
+        "run": str(run.folder),
+        "verdict": whole["verdict"],
+        "findings": [one.model_dump(mode="json") for one in found.findings],
+        "page": str(write_data_page(run.folder)),
+        "collect": str(data / examination.UNCOVERED) if found.wanted else "",
+        "prompts": len(found.wanted),
+    }
+
+
+def inspection_settings(run: Run, overrides: Sequence[str]) -> Settings:
+    """The settings of a run with some changed for one inspection; what curation used stays as it is.
+
+    Raises InputError for a setting that the curated pairs rest on.
+    """
+    own = run.settings().model_copy(update={"run": str(run.folder)})
+    asked = override(own, overrides)
+    fixed = [change for key, change in differences(own, asked).items() if key.startswith(OF_CURATION)]
+    if fixed:
+        raise InputError(f"the pairs of {run.folder} were curated with another setting ({fixed[0]}); leave it out")
+    return asked
+
+
+def check_examinable(run: Run) -> None:
+    """Raises InputError for a run without curated pairs."""
+    if not all(run.has(name) for name in (CURATED, *(f"data/{side}.jsonl" for side in SIDES))):
+        raise InputError(
+            f"{run.folder} holds no curated pairs; run `druthers curate` with the settings of this run first"
+        )
+
+
+def load_reference(settings: Settings) -> Loaded:
+    """The model as it is before training, without an adapter, which changes nothing before the first step."""
+    plain = (
+        settings.model.model_copy(update={"adapter": "none"}) if settings.model.adapter == "lora" else settings.model
+    )
+    return load_model(settings.model_copy(update={"model": plain}))
+
+
+def final_outcomes(run: Run) -> tuple[Path, int] | None:
+    """The outcomes of a run that is trained to its end, and the step of its checkpoint."""
+    outcomes = run.folder / "outcomes.parquet"
+    if "train" not in run.summary() or not outcomes.is_file():
+        return None
+    return outcomes, int(run.summary()["train"]["best_step"])
 
 
 def check_curated(run: Run) -> None:

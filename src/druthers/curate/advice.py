@@ -329,7 +329,26 @@ def numbers(evidence: Evidence) -> dict[str, str]:
         "short_groups": listed(f"{name} ({points(gain)})" for name, gain in e.short_groups().items()),
         "smaller": e.smaller,
     }
-    return shown | curve_numbers(e)
+    return shown | commands(e) | curve_numbers(e)
+
+
+OF_INSPECT = ("D9.ches", "D9.edit", "D12.logprob", "D6.noise", "D13.language")
+"""Findings that `druthers inspect` makes; where one is there, defined or not, it has run."""
+
+
+def commands(evidence: Evidence) -> dict[str, str]:
+    """What measures that which was not measured; nothing where it was tried and could not be.
+
+    >>> commands(Evidence(options="--data a.jsonl"))["measure"], commands(Evidence(pairs=9))["measure"]
+    ('druthers curate --data a.jsonl --run RUN', 'druthers inspect RUN')
+    """
+    curate = f"druthers curate {evidence.options} --run {evidence.run}" if evidence.pairs is None else ""
+    tried = any(found.id in OF_INSPECT for found in evidence.findings)
+    return {
+        "remake": curate,
+        "measure": curate or ("" if tried else f"druthers inspect {evidence.run}"),
+        "cover": curate or f"druthers inspect {evidence.run} --prompts PROMPTS.jsonl",
+    }
 
 
 def curve_numbers(evidence: Evidence) -> dict[str, str]:

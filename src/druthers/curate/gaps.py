@@ -38,7 +38,12 @@ REFUSED = {
     "torn": "torn",
 }
 """Reason codes of rows that curation set aside, and what they mean here."""
-DOUBTS = {"D2.contradiction": "contradicted", "D2.cycles": "contradicted", "D6.noise": "doubtful label"}
+DOUBTS = {
+    "D2.contradiction": "contradicted",
+    "D2.cycles": "contradicted",
+    "D6.noise": "doubtful label",
+    "D6.suspects": "doubtful label",
+}
 """Findings whose rows name pairs that should be judged again."""
 
 Row = Mapping[str, Any]

@@ -299,6 +299,7 @@ METHOD = Question(
         answer="Not known.",
         because="Nothing that was measured speaks against DPO; what could was not measured.",
         needs=("pairs", "D1.leak", "D12.logprob"),
+        action="{measure}",
     ),
 )
 
@@ -434,6 +435,7 @@ CLEAN = Question(
         when=lambda e: True,
         answer="Not known for what was not checked.",
         because="Some checks were not made, or could not be.",
+        action="{measure}",
     ),
 )
 
@@ -727,6 +729,7 @@ NEXT = Question(
         when=lambda e: True,
         answer="Not known beyond that: what is asked in production was not compared.",
         because="Coverage takes a file of production prompts.",
+        action="{cover}",
     ),
 )
 
@@ -799,6 +802,7 @@ BESIDES = Question(
         when=lambda e: True,
         answer="Not known for what was not checked.",
         because="Some biases were not measured.",
+        action="{remake}",
     ),
 )
 
@@ -806,16 +810,16 @@ RISK = Question(
     id="A7",
     text="What is at risk?",
     exclusive=False,
-    wants=(("D9.displacement",), ("D13.cut", "cut"), ("D13.refusal",)),
+    wants=(("D9.edit",), ("D9.ches",), ("D13.cut", "cut"), ("D13.refusal",)),
     rules=(
         Rule(
             id="A7.displacement",
-            fires="D9.displacement is at warning or failure",
-            when=lambda e: e.bad("D9.displacement"),
+            fires="D9.edit or D9.ches is at warning or failure",
+            when=lambda e: e.bad("D9.edit", "D9.ches"),
             answer="Chosen answers may become less likely: sides that look alike push both down.",
             because="In one case refusals of unsafe prompts fell from 74.4 % to 33.4 %; leaving such pairs out mended "
             "it (arXiv 2410.08847).",
-            needs=("D9.displacement",),
+            needs=("D9.edit", "D9.ches"),
             sources=("2410.08847",),
         ),
         Rule(
@@ -892,7 +896,7 @@ RISK = Question(
         when=lambda e: True,
         answer="Nothing that was looked for.",
         because="Facts, safety and abilities outside the data were not measured; compare before and after.",
-        needs=("D9.displacement", "D13.cut", "cut", "D13.refusal"),
+        needs=("D9.edit", "D9.ches", "D13.cut", "cut", "D13.refusal"),
     ),
     unknown=Rule(
         id="A7.unknown",
@@ -900,6 +904,7 @@ RISK = Question(
         when=lambda e: True,
         answer="Not known for what was not checked.",
         because="Some risks take the model, or checks that were not made.",
+        action="{measure}",
     ),
 )
 

@@ -37,20 +37,35 @@ TITLES = {
 """What the findings whose id begins so are about."""
 MEASURES = {
     "alpha": "Krippendorff's α",
+    "ches": "how alike the model sees both answers (CHES)",
+    "chosen": "poor chosen answers",
     "cut": "cut responses",
+    "diversity": "how many unlike prompts these are worth",
+    "edit": "pairs of nearly the same text",
     "effective": "effective number of pairs",
     "flip": "pairs that training cannot flip",
+    "gap": "how much likelier chosen is to the model",
+    "language": "answers in another language than asked",
     "leak": "leaks",
+    "logprob": "how likely the chosen answers are to the model",
     "near": "near copies",
     "noise": "wrong labels",
     "onpolicy": "share of the present model",
+    "own": "how far the data is from the model's own answers",
     "pii": "personal data",
     "position": "order of showing",
+    "ranked": "pairs the model ranks right already",
+    "semantic": "prompts that mean the same",
+    "shift": "what is asked more often than trained on",
     "shortcut": "area under the curve",
+    "stuck": "pairs that training will hardly turn",
+    "suspects": "labels that look wrong",
+    "turned": "pairs that training turned",
 }
 """What the ids of findings call by a short word."""
-SCORES = ("D3.", "D5.", "D8.shift", "D8.diversity")
-"""Findings without a unit that are no shares: agreement and areas under a curve are told as plain numbers."""
+SCORES = ("D3.", "D5.", "D8.shift", "D8.diversity", "D9.ches")
+"""Findings without a unit that are no shares: agreement, areas under a curve and products of hidden states are told as
+plain numbers."""
 STATES = ("fail", "warn", "uncertain", "pass", "undefined")
 MARKS = {
     "fail": "✕ fail",

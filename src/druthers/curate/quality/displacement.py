@@ -20,9 +20,9 @@ from torch import Tensor
 from druthers import models
 from druthers.batching import Batch, collate, plan
 from druthers.findings import finding
-from druthers.logprobs import Scorer
+from druthers.logprobs import head_logps, predicting
 from druthers.models import Loaded
-from druthers.records import Finding, Limits, Pair, text_of
+from druthers.records import Finding, Limits, Pair, Rows, text_of
 from druthers.stats import Estimate, Undefined, bootstrap_mean, wilson
 from druthers.threads import crew_size, side_by_side
 from druthers.tokens import TokenizedPair
@@ -45,6 +45,14 @@ class Ches:
 
     whole_B: Doubles
     normalised_B: Doubles
+
+
+@dataclass(frozen=True)
+class Read:
+    """What one reading of B pairs by a model tells: CHES, and the summed log-probabilities in nats, (2, B)."""
+
+    ches: Ches
+    logp_CB: Doubles
 
 
 @dataclass(frozen=True)
@@ -75,19 +83,34 @@ def ches(
     token_budget: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Ches:
-    """CHES of every pair, in the order of the pairs, by the model's own layout of rows and its compute type.
+    """CHES of every pair, in the order of the pairs, as `read` finds it."""
+    return read(loaded, pairs, token_budget=token_budget, progress=progress).ches
 
-    Sums are float32, products float64. `progress` is called with (pairs done, pairs in all).
+
+def read(
+    loaded: Loaded,
+    pairs: Sequence[TokenizedPair],
+    *,
+    token_budget: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Read:
+    """CHES and log-probabilities of every pair in one forward, by the model's own layout of rows and its compute type.
+
+    Sums are float32, products and log-probabilities float64. `progress` is called with (pairs done, pairs in all).
     """
     found = Ches(np.empty(len(pairs)), np.empty(len(pairs)))
+    logp_CB = np.empty((2, len(pairs)))
     rung, crew, done = loaded.layout.rung, crew_size(loaded.device), 0
 
     def work(group: list[int]) -> int:
         batch = collate([pairs[i] for i in group], pad_id=loaded.pad_id, rung=rung, device=loaded.device)
         with torch.no_grad(), models.computing(loaded):
-            sum_RH = summed(loaded.scorer, batch)
-        both = scores(sum_RH.double().cpu(), batch.length_R.cpu(), batch.response_CB.cpu())
+            hidden_NH = predicting(loaded.scorer, batch)
+            logp_N = head_logps(hidden_NH, batch, loaded.scorer)
+        both = scores(summed(hidden_NH, batch).double().cpu(), batch.length_R.cpu(), batch.response_CB.cpu())
         found.whole_B[group], found.normalised_B[group] = both.whole_B, both.normalised_B
+        sums_R = logp_N.new_zeros(len(batch.length_R), dtype=torch.float64)
+        logp_CB[:, group] = sums_R.index_add(0, batch.owner_N, logp_N.double())[batch.response_CB].cpu().numpy()
         return len(group)
 
     def tick(count: int) -> None:
@@ -98,22 +121,15 @@ def ches(
 
     groups = plan(pairs, token_budget=models.WIDER * token_budget, crew=crew, rung=rung)
     side_by_side(work, groups, workers=crew, progress=tick)
-    return found
+    return Read(found, logp_CB)
 
 
-def summed(scorer: Scorer, batch: Batch) -> Tensor:
+def summed(hidden_NH: Tensor, batch: Batch) -> Tensor:
     """H of every response, (R, H), float32 at least: the hidden states that predict its scored tokens, added up.
 
     Those are at the last token of the prompt and all of the response but its last, as in the paper's own code, where
     all of the response is scored.
     """
-    hidden_STH = scorer.backbone(
-        input_ids=batch.input_ids_ST,
-        position_ids=batch.position_ids_ST,
-        use_cache=False,
-        **({} if batch.layout is None else {"layout": batch.layout}),
-    ).last_hidden_state
-    hidden_NH = hidden_STH.flatten(0, 1).index_select(0, batch.gather_N)
     hidden_NH = hidden_NH.to(torch.promote_types(hidden_NH.dtype, torch.float32))
     sum_RH: Tensor = hidden_NH.new_zeros(len(batch.length_R), hidden_NH.shape[1])
     return sum_RH.index_add_(0, batch.owner_N, hidden_NH)
@@ -198,11 +214,14 @@ def flagged(risks: Sequence[Risk], *, share: float = FLAGGED) -> list[Risk]:
     return sorted(risks, key=lambda risk: (-risk.normalised, risk.pair_id))[: max(1, round(share * len(risks)))]
 
 
-def displacement(risks: Sequence[Risk], *, prompts: Sequence[str], seed: int) -> list[Finding]:
+def displacement(
+    risks: Sequence[Risk], *, prompts: Sequence[str], seed: int, rows: Rows | None = None
+) -> list[Finding]:
     """Findings D9.ches (the mean, length-normalised) and D9.edit (share of nearly identical responses).
 
-    `prompts` are the prompts' ids: the interval of the mean is over prompts. CHES is in units of the model's hidden
-    states, so it compares pairs and data sets under one model and has no limit of its own.
+    `prompts` are the prompts' ids: the interval of the mean is over prompts; `rows` is where the flagged pairs stand.
+    CHES is in units of the model's hidden states, so it compares pairs and data sets under one model and has no limit
+    of its own.
     """
     mean = bootstrap_mean([risk.normalised for risk in risks], prompts, seed=seed)
     worst = flagged(risks)
@@ -213,13 +232,16 @@ def displacement(risks: Sequence[Risk], *, prompts: Sequence[str], seed: int) ->
         else "No pairs."
     )
     action = "Look at the flagged pairs; leave them out, or train with a smaller beta, if they say the same."
-    return [finding("D9.ches", mean, text, action=action), nearly_same([risk.edit_similarity for risk in risks])]
+    return [
+        finding("D9.ches", mean, text, rows=rows, action=action),
+        nearly_same([risk.edit_similarity for risk in risks]),
+    ]
 
 
-def nearly_same(similar_B: Sequence[float]) -> Finding:
+def nearly_same(similar_B: Sequence[float], *, rows: Rows | None = None) -> Finding:
     """D9.edit: how many pairs have an edit similarity above `ALIKE`; may be given all pairs, not the sample alone."""
     count = sum(similar > ALIKE for similar in similar_B)
     share: Estimate = wilson(count, len(similar_B)) if similar_B else Undefined("no pairs")
     text = f"In {count} of {len(similar_B)} pairs at most a tenth of the characters tell the responses apart."
     action = "Look at these pairs: what differs may be too little to teach." if count else ""
-    return finding("D9.edit", share, text, limits=NEARLY_SAME, action=action)
+    return finding("D9.edit", share, text, unit="share", limits=NEARLY_SAME, rows=rows, action=action)

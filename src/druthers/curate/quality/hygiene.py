@@ -20,6 +20,8 @@ from druthers.stats import Estimate, Undefined
 
 CUT_APART = 1.0
 """Points by which the sides may differ in answers cut off."""
+STRANGE = 0.01
+"""Share of chosen answers in another language than asked from which on a model may learn to change it."""
 NAMES: dict[str, str] = {
     "cut": "stop in the middle of a sentence",
     "fence": "leave a code block open",
@@ -132,9 +134,19 @@ def sided(found: Hygiene, rows: Mapping[str, Rows]) -> Iterator[Finding]:
     action = "Read pairs whose chosen answer refuses; refusing what is harmless is learned as fast as anything."
     yield apart("refusal", found.refusal, "open with a refusal", action=action, rows=rows.get("refusal"))
     if found.language is not None:
-        what = "are in another language than their prompt"
-        action = "Leave out pairs whose chosen answer is in a language nobody asked for."
-        yield apart("language", found.language, what, action=action, rows=rows.get("language"))
+        yield strange(found.language, rows=rows.get("language"))
+
+
+def strange(found: Sides, *, rows: Rows | None = None) -> Finding:
+    """D13.language: the share of chosen answers in another language than their prompt, which is what is learned."""
+    text = "How many answers are in another language than their prompt cannot be told."
+    if not isinstance(found.chosen, Undefined) and not isinstance(found.rejected, Undefined):
+        shares = (100 * found.chosen.value, 100 * found.rejected.value)
+        text = f"{shares[0]:.1f} of 100 chosen and {shares[1]:.1f} of 100 rejected answers are in another language "
+        text += "than their prompt."
+    action = "Leave out pairs whose chosen answer is in a language nobody asked for." if found.count else ""
+    limits = Limits(warn=STRANGE)
+    return finding("D13.language", found.chosen, text, unit="share", limits=limits, rows=rows, action=action)
 
 
 def faulty(found: Hygiene, rows: Mapping[str, Rows]) -> Iterator[Finding]:

@@ -17,12 +17,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from druthers.curate.quality import clusters
 from druthers.findings import finding
-from druthers.records import Finding, Rows
-from druthers.stats import Estimate, Interval
+from druthers.records import Finding, Limits, Rows
+from druthers.stats import Estimate, Interval, Undefined
 
 LEAST_LOSS = 0.1
 BOUND = -log(exp(LEAST_LOSS) - 1)
 """beta c beyond which -log sigmoid(beta c) is under 0.1: 2.2522."""
+
+
+MANY_STUCK = 0.25
+"""Share of stuck pairs from which on a data set is worth changing. Our own default, a guess."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ def findings(found: Learnability, *, rows: Rows | None = None) -> list[Finding]:
             found.stuck,
             f"{per_hundred(found.stuck)} are ranked wrong by the reference too firmly for training to turn them.",
             unit="share",
+            limits=Limits(warn=MANY_STUCK),
             rows=rows,
             action="Train on the chosen answers first: that moves the reference; a smaller beta lets DPO go farther.",
         ),
@@ -79,3 +84,21 @@ def findings(found: Learnability, *, rows: Rows | None = None) -> list[Finding]:
             unit="share",
         ),
     ]
+
+
+def turned(reference_CN: ArrayLike, policy_CN: ArrayLike, prompt_N: ArrayLike) -> Finding:
+    """D10.turned: of the held-out pairs that the reference ranks wrong, the share that the trained policy ranks right.
+
+    Log-probabilities of chosen and rejected in nats, (2, N) each; a tie of the policy counts half.
+    """
+    before_N = np.subtract(*np.asarray(reference_CN, dtype=np.float64))
+    after_N = np.subtract(*np.asarray(policy_CN, dtype=np.float64))
+    wrong_N = before_N < 0
+    if not wrong_N.any():
+        none = Undefined("the reference ranks no held-out pair wrong", len(before_N))
+        return finding("D10.turned", none, "There is nothing that training could turn.", unit="share")
+    right_N = np.where(after_N == 0, 0.5, after_N > 0)[wrong_N]
+    share = clusters.share(right_N, np.asarray(prompt_N)[wrong_N])
+    text = f"Of {int(wrong_N.sum())} held-out pairs that the reference ranks wrong, training turned "
+    text += f"{100 * share.value:.0f} of 100." if isinstance(share, Interval) else "an unknown share."
+    return finding("D10.turned", share, text, unit="share")

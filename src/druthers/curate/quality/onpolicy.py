@@ -26,7 +26,7 @@ OVER = " over "
 
 
 def likelihood(logp_CB: ArrayLike, length_CB: ArrayLike, *, prompts: Sequence[Hashable], seed: int) -> list[Finding]:
-    """D12.chosen, the mean log-probability per token of chosen, and D12.gap, by how much it exceeds rejected's.
+    """D12.logprob, the mean log-probability per token of chosen, and D12.gap, by how much it exceeds rejected's.
 
     `logp_CB` and `length_CB` (2, B); `prompts` the B prompts' ids, over which the intervals are. Raises ValueError for
     a response without scored tokens.
@@ -34,9 +34,16 @@ def likelihood(logp_CB: ArrayLike, length_CB: ArrayLike, *, prompts: Sequence[Ha
     chosen_B, rejected_B = per_token(logp_CB, length_CB)
     chosen = bootstrap_mean(chosen_B, prompts, seed=seed)
     gap = bootstrap_mean(chosen_B - rejected_B, prompts, seed=seed)
+    said = "How likely a chosen token is by the reference cannot be told."
+    if isinstance(chosen, Interval):
+        said = f"A chosen token has a log-probability of {chosen.value:.2f} nats by the reference, on average."
+    than = "How much likelier a chosen token is than a rejected one cannot be told."
+    if isinstance(gap, Interval):
+        than = f"A chosen token is {abs(gap.value):.2f} nats {'more' if gap.value >= 0 else 'less'} likely by the "
+        than += "reference than a rejected one, on average."
     return [
-        finding("D12.chosen", chosen, "Mean log-probability of a chosen token by the reference.", unit="nats/token"),
-        finding("D12.gap", gap, "By how much the reference finds a chosen token likelier.", unit="nats/token"),
+        finding("D12.logprob", chosen, said, unit="nats/token"),
+        finding("D12.gap", gap, than, unit="nats/token"),
     ]
 
 
@@ -54,7 +61,7 @@ def per_token(logp: ArrayLike, length: ArrayLike) -> NDArray[np.float64]:
 
 
 def own_share(sources: Sequence[str], *, models: Collection[str]) -> Finding:
-    """D12.share: how many responses come from one of `models` (the one to be trained, and the one before it).
+    """D12.onpolicy: how many responses come from one of `models` (the one to be trained, and the one before it).
 
     `sources` are those of the pairs; "a over b" names two. A model counts under its name and the last part of it. Pairs
     without a source are left out and said. The share is that of the data, counted, so it has no interval.
@@ -72,7 +79,7 @@ def own_share(sources: Sequence[str], *, models: Collection[str]) -> Finding:
     text = f"{own} of {len(both)} responses come from {' or '.join(sorted(models)) or 'no model at all'}"
     text += f"; {unnamed} pairs do not say where theirs come from." if unnamed else "."
     action = "Sample responses of the model itself (`druthers sample`) and have them judged."
-    return finding("D12.share", share, text, n=len(both), limits=OWN_SHARE, action=action)
+    return finding("D12.onpolicy", share, text, n=len(both), unit="share", limits=OWN_SHARE, action=action)
 
 
 def responder(source: str) -> tuple[str, str]:
@@ -122,9 +129,13 @@ def own_voice(
     data_B = per_token(logp_CB, length_CB).mean(0)
     theirs = bootstrap_mean(data_B, prompts, seed=seed)
     own = bootstrap_mean(per_token(own_logp_S, own_length_S), own_prompts, seed=seed)
-    text = "By how much the model finds a token of its own samples likelier than one of the data."
+    apart = difference(own, theirs)
+    text = "How much likelier the model's own answers are to it than those of the data cannot be told."
+    if isinstance(apart, Interval):
+        text = f"To the model a token of its own answers is {abs(apart.value):.2f} nats "
+        text += f"{'more' if apart.value >= 0 else 'less'} likely than one of the data; at 0 the data would be its own."
     action = "The data are off-policy: sample responses of the model itself and have them judged."
-    return finding("D12.own", difference(own, theirs), text, unit="nats/token", limits=APART, action=action)
+    return finding("D12.own", apart, text, unit="nats/token", limits=APART, action=action)
 
 
 def difference(one: Estimate, other: Estimate) -> Estimate:
