@@ -100,6 +100,7 @@ def test_whole_answers_are_whole(text: str) -> None:
         "First, soak the beans. After that,",
         "I think they call it that because",
         "1. Boil the water.\n2. Add the rice.\n3. Let it stand for ten",
+        "1. Boil the water.\n2. Add the rice.\n3. Stir it once.\n4. Let it",
         "Das Wetter ist gut. Morgen soll es aber leider wieder",
         "第一步完成了。然后我们继续把水倒进锅里再",
         "It depends. You could say (as many",

@@ -29,7 +29,7 @@ KINDS = (
 """The last one takes held-out prompts."""
 HELD_OUT = 1000
 """Held-out pairs."""
-UNFIT = re.compile(r"@|\d{3}|://|[<>|\[\]`~{}]|\W{3}")
+UNFIT = re.compile(r"@|\d{3}|://|[<>|\[\]`~{}]|\W{3}|-.*-|\..*\.\S")
 """Words that passages leave out: what is planted must be all there is of its kind."""
 
 
@@ -79,9 +79,9 @@ class Writer:
         return dressed(text, self.draw) if self.draw.random() < 0.2 else text
 
     def nearly(self, text: str) -> str:
-        """The text with one word in twenty exchanged, another case and another spacing."""
+        """The text with another case and another spacing, and from twelve words on one in twenty exchanged."""
         words = text.split()
-        for _ in range(max(1, len(words) // 20)):
+        for _ in range(max(len(words) >= 12, len(words) // 20)):
             words[self.draw.randrange(len(words))] = self.draw.choice(self.words)
         return "  ".join([words[0].upper(), *words[1:]])
 

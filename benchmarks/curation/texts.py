@@ -74,6 +74,9 @@ PERSONAL: tuple[Callable[[Draw], str], ...] = (mail, phone, iban, card)
 # ---------------------------------------------------------------- breaks
 
 
+MARKS = ".,;:!?\"'”’)"
+
+
 def broken_off(text: str, draw: Draw) -> str:
     """A text that stops within a sentence after its first one, between two words or within one; one in five as the last
     item of a numbered list. A break right behind a sentence is none."""
@@ -86,7 +89,7 @@ def broken_off(text: str, draw: Draw) -> str:
     if draw.random() < 0.5:
         kept[-1] = kept[-1][: max(1, len(kept[-1]) // 2)]
     whole = [f"{sentence}." for sentence in sentences[:-1]]
-    broken = " ".join(kept).rstrip(".,;:!?\"'”’)")
+    broken = " ".join(kept).rstrip(MARKS)
     if draw.random() < 0.2:
         return "\n".join(f"{i}. {part}" for i, part in enumerate([*whole, broken], 1))
     return " ".join([*whole, broken])
@@ -108,7 +111,7 @@ def dressed(text: str, draw: Draw) -> str:
         f"| a | b |\n|---|---|\n| {words[0]} | {draw.randint(1, 999)} |",
         f"{text} 🙂",
         f"{text} ({words[0].strip('.,')})",
-        f"{' '.join(words[:3]).strip('.,')} {draw.randint(0, 10**6)}",
+        " ".join(word.strip(MARKS) for word in [*words[:3], str(draw.randint(0, 10**6))]),
         f"{text} {numbers}.",
         f"{numbers}. {text}",
         f"{text} {numbers}.",

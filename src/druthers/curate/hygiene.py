@@ -179,6 +179,8 @@ SENTENCE = re.compile(r"(?:(?<!\b\d)(?<!\b\d\d)\.|[!?…])[\"”'’)\]*_]*(?=\s
 STOPS = tuple(".!?…。！？।۔")
 LEAST_LINE, LEAST_ITEM = 5, 3
 """Words that the last line, or item of a list, has at least, for a missing mark at its end to mean a cut."""
+PEERS = 3
+"""Items before the last one from which on, all ending with marks, a shorter one without is cut too."""
 LONG_SENTENCE = 14
 """Words from which on one sentence with commas, begun with a capital and never ended, is a cut one."""
 
@@ -224,7 +226,8 @@ def breaks_off(last: str, before: list[str], *, item: bool) -> bool:
     if last.rstrip()[-1] in ",，、-":
         return len(words) >= LEAST_LINE or (punctuated and len(words) > 1)
     if punctuated:
-        return ended or len(words) >= (LEAST_ITEM if item else LEAST_LINE) or unspaced(last)
+        least = LEAST_LINE if not item else LEAST_ITEM if marked < PEERS else 1
+        return ended or len(words) >= least or unspaced(last)
     return not before and len(words) >= LONG_SENTENCE and "," in last and last.lstrip(CLOSERS)[:1].isupper()
 
 
