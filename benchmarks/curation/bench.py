@@ -75,7 +75,11 @@ def main() -> None:
         command += ["--data", str(args.pairs), "--run", str(run), "data.bad_rows=drop", *words]
         took, most, summary = watched(command)
         result = {"rows": summary["rows"], "bytes": args.pairs.stat().st_size, "seconds": round(took, 1)}
-        result |= {"peak_gib": round(most, 2), "rejected": summary["rejected"], "found": found(run, planted, name=args.pairs.name)}
+        result |= {
+            "peak_gib": round(most, 2),
+            "rejected": summary["rejected"],
+            "found": found(run, planted, name=args.pairs.name),
+        }
     print(json.dumps(result, indent=1))
     if args.out:
         args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

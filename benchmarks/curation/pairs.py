@@ -3,9 +3,10 @@
     pairs.py OUT.jsonl --pairs 1000000 [--faults 200] [--heldout HELDOUT.jsonl] [--text FILE.jsonl[.gz]]
 
 Beside OUT.jsonl it writes OUT.faults.json: for every kind of fault the lines that have it (of a contradiction both).
-With --heldout it writes a held-out file too, and plants prompts of it. Words come from the packaged brand-voice set, or
-from every text of the file named by --text; what might be personal data or a token of a template is left out of them.
-One plain answer in five is no prose: lists and names without a full stop, code, letters, numbers of all kinds.
+With --heldout it writes a held-out file too, of passages that no other row has, and plants prompts of it. Words come
+from the packaged brand-voice set, or from every text of the file named by --text; what might be personal data or a
+token of a template is left out of them. One plain answer in five is no prose: lists and names without a full stop,
+code, letters, numbers of all kinds.
 """
 
 from __future__ import annotations
@@ -183,9 +184,7 @@ COPIES = ("duplicate", "near_duplicate", "contradiction")
 # ---------------------------------------------------------------- the file
 
 
-def rows(
-    writer: Writer, *, count: int, faults: int, heldout: list[Row]
-) -> Iterator[tuple[Row, list[tuple[str, int]]]]:
+def rows(writer: Writer, *, count: int, faults: int, heldout: list[Row]) -> Iterator[tuple[Row, list[tuple[str, int]]]]:
     """`count` rows, each with the faults that it brings and the lines that have them.
 
     The first half is plain; in the second half the faults stand in random places, each kind `faults` times.
@@ -211,8 +210,11 @@ def rows(
 
 def write(out: Path, writer: Writer, *, count: int, faults: int, heldout: Path | None = None) -> None:
     """The file, the held-out one, and the places of the faults."""
-    held = [writer.row() for _ in range(HELD_OUT)] if heldout else []
+    held = []
     if heldout:
+        last = len(writer.words) * 9 // 10
+        own, writer.words = Writer(writer.words[last:], writer.draw.randrange(1 << 32)), writer.words[:last]
+        held = [own.row() for _ in range(HELD_OUT)]
         heldout.write_text("".join(map(line, held)), encoding="utf-8")
     places: dict[str, list[int]] = {}
     with out.open("w", encoding="utf-8") as file:

@@ -41,6 +41,10 @@ TEMPLATE = re.compile(
     | <(?:bos|eos|pad|unk|mask)> | \A\s*<s>(?!.*</s>.*\w) | (?<!\w)\[(?:CLS|SEP|PAD|UNK|MASK|EOS|BOS)\](?!\w)""",
     re.VERBOSE,
 )
+ROLE = re.compile(r"\s*\w{0,12}\s*")
+"""What may stand behind the last token of a template: the name of a role."""
+ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+"""What a terminal takes for a colour."""
 STRUCK = re.compile(r"<s>.*?</s>", re.DOTALL)
 """HTML's struck-out text, whose end is no token."""
 TURN = re.compile(
@@ -64,7 +68,7 @@ def faults(text: str, *, special: frozenset[str] = frozenset()) -> int:
         bits |= BIT["control"] * controls(text)
     if not text.isascii():
         bits |= BIT["encoding"] * garbled(text)
-    if not bits & BIT["fence"] and is_cut(text):
+    if not bits & BIT["fence"] and is_cut(said(text) if bits & (BIT["template"] | BIT["control"]) else text):
         bits |= BIT["cut"]
     for span in pii.spans(text):
         bits |= BIT[span.kind]
@@ -144,6 +148,20 @@ def own_tokens(special: frozenset[str]) -> re.Pattern[str] | None:
     """One expression for a tokenizer's special tokens; those that ordinary text may hold, letters or two signs, not."""
     telling = [token for token in special if len(token) > 2 and not token.isalnum() and token not in ("<s>", "</s>")]
     return re.compile("|".join(map(re.escape, sorted(telling, key=len, reverse=True)))) if telling else None
+
+
+def said(text: str) -> str:
+    r"""The text without what is none at its end: tokens of a template and a role behind them, control characters.
+
+    >>> said("It is warm.<|im_start|>user"), said("It is warm.\x1b[0m"), said("It is <pad> warm and")
+    ('It is warm.', 'It is warm.', 'It is <pad> warm and')
+    """
+    text = CONTROL.sub("", ESCAPE.sub("", text))
+    for found in reversed(list(TEMPLATE.finditer(text))):
+        if not ROLE.fullmatch(text, found.end()):
+            break
+        text = text[: found.start()]
+    return text
 
 
 def speaks_for(text: str) -> bool:

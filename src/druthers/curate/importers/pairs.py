@@ -235,7 +235,9 @@ def _spaced(made: Pair) -> bool:
     """Whether both sides are the same but for white space before and behind their messages."""
     if made.chosen[-1].content.strip() != made.rejected[-1].content.strip():
         return False
-    sides = [[m.template_form() | {"content": m.content.strip()} for m in side] for side in (made.chosen, made.rejected)]
+    sides = [
+        [m.template_form() | {"content": m.content.strip()} for m in side] for side in (made.chosen, made.rejected)
+    ]
     return sides[0] == sides[1]
 
 
