@@ -124,6 +124,7 @@ def test_what_gives_no_pair_says_why() -> None:
     assert one().reasons == {"unjudged": 1}
     assert one(rating("ann", 1.0, None)).reasons == {"unjudged": 1}
     assert one(rating("ann", 1.0, 2.0), texts=("A", "A")).reasons == {"same_text": 1}
+    assert one(rating("ann", 1.0, 2.0), texts=("A", "A\n")).reasons == {"same_text": 1}
     assert one(rating("ann", 1.0, 2.0), texts=("A", " ")).reasons == {"empty": 1}
     assert graded([]) == []
 

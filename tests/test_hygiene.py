@@ -87,6 +87,12 @@ def test_planted_faults_are_found_among_ordinary_texts() -> None:
         assert right / (right + false.get(kind, 0)) >= 0.95, (kind, false)
 
 
+@pytest.mark.parametrize("end", ["<|im_start|>user", "<start_of_turn>model\n", "\x1b[0m", "<|eot_id|><|user|> Ann"])
+def test_what_a_template_left_behind_an_answer_does_not_cut_it(end: str) -> None:
+    assert "cut" not in named(faults(f"It is warm here in June. Then it rains.{end}"))
+    assert "cut" in named(faults(f"It is warm here in June. Then in July it gets a lot warm{end}"))
+
+
 @pytest.mark.parametrize("text", WHOLE)
 def test_whole_answers_are_whole(text: str) -> None:
     assert not is_cut(text)
@@ -100,6 +106,7 @@ def test_whole_answers_are_whole(text: str) -> None:
         "First, soak the beans. After that,",
         "I think they call it that because",
         "1. Boil the water.\n2. Add the rice.\n3. Let it stand for ten",
+        "1. Boil the water.\n2. Add the rice.\n3. Stir it once.\n4. Let it",
         "Das Wetter ist gut. Morgen soll es aber leider wieder",
         "第一步完成了。然后我们继续把水倒进锅里再",
         "It depends. You could say (as many",

@@ -195,6 +195,8 @@ BAD: list[tuple[dict[str, Any], Form, str, str]] = [
     (HH | {"rejected": f"{H}Hi{A}Carrot."}, "hh", "prompt_mismatch", "chosen and rejected do not share the turns"),
     (HH | {"rejected": f"{H}Name a fruit.{A} "}, "hh", "empty_response", "rejected: the response is empty"),
     (HH | {"rejected": HH["chosen"]}, "hh", "same_response", "chosen equals rejected"),
+    (HH | {"rejected": HH["chosen"] + "\n"}, "hh", "same_response", "chosen and rejected differ in the white space"),
+    ({"prompt": "Q", "chosen": "a", "rejected": " a\n"}, "trl", "same_response", "chosen and rejected differ in the"),
 ]
 
 
@@ -211,7 +213,7 @@ spoken = st.text(alphabet="ab :é\n", min_size=1, max_size=8).filter(str.strip)
 
 @given(st.lists(st.tuples(spoken, spoken), min_size=1, max_size=3), spoken)
 def test_hh_transcripts_read_back_as_the_turns_they_were_written_from(turns: list[tuple[str, str]], other: str) -> None:
-    assume(other != turns[-1][1])
+    assume(other.strip() != turns[-1][1].strip())
     texts = [text for turn in turns for text in turn]
     start = "".join(f"{label}{text}" for label, text in zip((H, A) * len(turns), texts[:-1], strict=False))
     pair = read_pair({"chosen": f"{start}{A}{texts[-1]}", "rejected": f"{start}{A}{other}"}, "hh").pair
@@ -220,7 +222,7 @@ def test_hh_transcripts_read_back_as_the_turns_they_were_written_from(turns: lis
 
 @given(st.lists(spoken, min_size=1, max_size=5).filter(lambda texts: len(texts) % 2 == 1), spoken, spoken)
 def test_implicit_and_explicit_prompts_mean_the_same(texts: list[str], good: str, bad: str) -> None:
-    assume(good != bad)
+    assume(good.strip() != bad.strip())
     prompt = [
         Message(role="assistant" if i % 2 else "user", content=text).template_form() for i, text in enumerate(texts)
     ]

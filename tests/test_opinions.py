@@ -430,6 +430,7 @@ BAD: list[tuple[Form, dict[str, Any], str, str]] = [
     ("votes", XY | {"answer": 4}, "malformed", "answer: must be a whole number from -3 to 3, but it is 4"),
     ("votes", XY | {"winner": "can't judge"}, "no_opinion", "nobody judged"),
     ("votes", XY | {"response_b": "x", "winner": "a"}, "same_text", "both responses are the same text"),
+    ("votes", XY | {"response_b": "x\n", "winner": "a"}, "same_text", "both responses are the same text"),
     ("votes", XY | {"response_b": "", "winner": "a"}, "empty_response", "response 1: is empty"),
     ("votes", {"prompt": "Q", "response_a": "x", "winner": "a"}, "malformed", "responses: 0 found, but a row needs 2"),
     (

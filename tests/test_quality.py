@@ -368,7 +368,7 @@ def test_every_fault_has_its_finding() -> None:
         clean,
         range(6),
         refused=([True] * 6, [False] * 6),
-        asked_N=[texts.BIT["template"]] + [0] * 5,
+        asked_N=[texts.BIT["template"], texts.BIT["empty"]] + [0] * 4,
         strange=(clean, clean),
     )
     told = {one.id: one for one in hygiene.findings(found)}
@@ -379,6 +379,7 @@ def test_every_fault_has_its_finding() -> None:
     assert told["D13.refusal"].value == 100
     assert "1 mail" in told["D13.personal"].text
     assert "and 1 prompts" in told["D13.template"].text
+    assert (told["D13.template"].value, told["D13.template"].n, told["D13.empty"].value) == (2, 18, 2)
     nothing = hygiene.check(clean, clean, range(6), refused=(clean, clean))
     assert {one.status for one in hygiene.findings(nothing)} == {"pass"}
     with pytest.raises(ValueError, match="as many of each"):

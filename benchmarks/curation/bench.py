@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from faults import found
+
 
 def descendants(pid: int) -> list[int]:
     """A process and those below it."""
@@ -60,25 +62,6 @@ def watched(command: list[str]) -> tuple[float, float, dict[str, Any]]:
         return took, most / 2**30, json.loads(screen.read())
 
 
-def found(run: Path, planted: dict[str, list[int]]) -> dict[str, dict[str, float]]:
-    """Recall and precision of every kind of fault, by the lines that were set aside for it.
-
-    Of a contradiction both rows are at fault, and one of them was planted; the other one is right too.
-    """
-    aside: dict[str, set[int]] = {}
-    with (run / "data" / "rejected.jsonl").open(encoding="utf-8") as file:
-        for line in file:
-            row = json.loads(line)
-            aside.setdefault(row["reason"], set()).add(int(row["where"].rpartition(":")[2]))
-    result = {}
-    for fault, lines in planted.items():
-        mine, meant = aside.get(fault, set()), set(lines)
-        right = len(mine & meant)
-        expected = 2 * right if fault == "contradiction" else right
-        result[fault] = {"recall": right / len(meant), "precision": min(1.0, expected / len(mine)) if mine else 0.0}
-    return result
-
-
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -92,7 +75,11 @@ def main() -> None:
         command += ["--data", str(args.pairs), "--run", str(run), "data.bad_rows=drop", *words]
         took, most, summary = watched(command)
         result = {"rows": summary["rows"], "bytes": args.pairs.stat().st_size, "seconds": round(took, 1)}
-        result |= {"peak_gib": round(most, 2), "rejected": summary["rejected"], "found": found(run, planted)}
+        result |= {
+            "peak_gib": round(most, 2),
+            "rejected": summary["rejected"],
+            "found": found(run, planted, name=args.pairs.name),
+        }
     print(json.dumps(result, indent=1))
     if args.out:
         args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -326,7 +326,7 @@ def _barred(row: Candidates, i: int, j: int, made: list[Vote], gate: list[bool |
     one, other = row.responses[i].content, row.responses[j].content
     if not one.strip() or not other.strip():
         return "empty"
-    if one == other:
+    if one.strip() == other.strip():
         return "same_text"
     if both_bad(made):
         return "both_bad"

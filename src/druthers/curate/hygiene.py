@@ -41,6 +41,10 @@ TEMPLATE = re.compile(
     | <(?:bos|eos|pad|unk|mask)> | \A\s*<s>(?!.*</s>.*\w) | (?<!\w)\[(?:CLS|SEP|PAD|UNK|MASK|EOS|BOS)\](?!\w)""",
     re.VERBOSE,
 )
+ROLE = re.compile(r"\s*\w{0,12}\s*")
+"""What may stand behind the last token of a template: the name of a role."""
+ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+"""What a terminal takes for a colour."""
 STRUCK = re.compile(r"<s>.*?</s>", re.DOTALL)
 """HTML's struck-out text, whose end is no token."""
 TURN = re.compile(
@@ -64,7 +68,7 @@ def faults(text: str, *, special: frozenset[str] = frozenset()) -> int:
         bits |= BIT["control"] * controls(text)
     if not text.isascii():
         bits |= BIT["encoding"] * garbled(text)
-    if not bits & BIT["fence"] and is_cut(text):
+    if not bits & BIT["fence"] and is_cut(said(text) if bits & (BIT["template"] | BIT["control"]) else text):
         bits |= BIT["cut"]
     for span in pii.spans(text):
         bits |= BIT[span.kind]
@@ -146,6 +150,20 @@ def own_tokens(special: frozenset[str]) -> re.Pattern[str] | None:
     return re.compile("|".join(map(re.escape, sorted(telling, key=len, reverse=True)))) if telling else None
 
 
+def said(text: str) -> str:
+    r"""The text without what is none at its end: tokens of a template and a role behind them, control characters.
+
+    >>> said("It is warm.<|im_start|>user"), said("It is warm.\x1b[0m"), said("It is <pad> warm and")
+    ('It is warm.', 'It is warm.', 'It is <pad> warm and')
+    """
+    text = CONTROL.sub("", ESCAPE.sub("", text))
+    for found in reversed(list(TEMPLATE.finditer(text))):
+        if not ROLE.fullmatch(text, found.end()):
+            break
+        text = text[: found.start()]
+    return text
+
+
 def speaks_for(text: str) -> bool:
     r"""Whether a turn of somebody else is written into the response, which a model does that runs past its end.
 
@@ -179,6 +197,8 @@ SENTENCE = re.compile(r"(?:(?<!\b\d)(?<!\b\d\d)\.|[!?…])[\"”'’)\]*_]*(?=\s
 STOPS = tuple(".!?…。！？।۔")
 LEAST_LINE, LEAST_ITEM = 5, 3
 """Words that the last line, or item of a list, has at least, for a missing mark at its end to mean a cut."""
+PEERS = 3
+"""Items before the last one from which on, all ending with marks, a shorter one without is cut too."""
 LONG_SENTENCE = 14
 """Words from which on one sentence with commas, begun with a capital and never ended, is a cut one."""
 
@@ -224,7 +244,8 @@ def breaks_off(last: str, before: list[str], *, item: bool) -> bool:
     if last.rstrip()[-1] in ",，、-":
         return len(words) >= LEAST_LINE or (punctuated and len(words) > 1)
     if punctuated:
-        return ended or len(words) >= (LEAST_ITEM if item else LEAST_LINE) or unspaced(last)
+        least = LEAST_LINE if not item else LEAST_ITEM if marked < PEERS else 1
+        return ended or len(words) >= least or unspaced(last)
     return not before and len(words) >= LONG_SENTENCE and "," in last and last.lstrip(CLOSERS)[:1].isupper()
 
 

@@ -67,7 +67,11 @@ def inspect(
     p_N, margin_N, weight_N = facts.grades_B3[kept].T
     grades = margin.information(p_N, margin_N, weight_N, prompt_N)
     bits_N3 = facts.faults_B3[kept]
-    about = about_texts(kept, bits_N3) | {"D7.lowest": kept[grades.lowest_N]}
+    counts_N5 = facts.counts_B5[kept]
+    about = about_texts(kept, bits_N3) | {
+        "D13.limit": kept[counts_N5[:, 3:].any(1)],
+        "D7.lowest": kept[grades.lowest_N],
+    }
     refusal = SURFACE.index("refusal")
     faults = texts.check(
         bits_N3[:, 1],
@@ -84,7 +88,7 @@ def inspect(
         *shortcut.findings(shortcut.shortcut(chosen_NF, rejected_NF, prompt_N, seed=seed)),
         *margin.findings(grades, rows=where.get("D7.lowest")),
         *texts.findings(faults, rows={name.partition(".")[2]: file for name, file in where.items()}),
-        cut(facts.counts_B5[kept], prompt_N),
+        cut(counts_N5, prompt_N, rows=where.get("D13.limit")),
     ]
     figures = [*lengths(facts, train, heldout), *grade_figures(grades), of_groups(facts.group_B[kept], groups)]
     return Inspection(found, {name: about[name] for name in where}, [each for each in figures if each])
@@ -104,17 +108,21 @@ def repeated(reasons: Counter[str], rows: int) -> Iterator[Finding]:
         yield finding(name, share, said, unit="share", limits=limits, action=action if count else "")
 
 
-def cut(counts_N5: NDArray[np.uint32], prompt_N: NDArray[np.int64]) -> Finding:
+def cut(counts_N5: NDArray[np.uint32], prompt_N: NDArray[np.int64], *, rows: Rows | None) -> Finding:
     """D13.limit: responses that are longer than `data.max_response`."""
     what = "are longer than data.max_response and were cut"
     action = "Raise data.max_response: where one side is cut oftener, its end is what tells them apart."
     both = texts.sides(counts_N5[:, 3] > 0, counts_N5[:, 4] > 0, prompt_N)
-    return texts.apart("limit", both, what, action=action, warn=texts.CUT_APART)
+    return texts.apart("limit", both, what, action=action, warn=texts.CUT_APART, rows=rows)
 
 
 def about_texts(kept: NDArray[np.int64], bits_N3: NDArray[np.uint32]) -> dict[str, NDArray[np.int64]]:
     """The pairs that have a fault, by the id of the finding."""
-    of = {f"D13.{kind}": bits_N3[:, 1:] & np.uint32(hygiene.BIT[kind]) for kind in texts.NAMES}
+    of = {
+        f"D13.{kind}": bits_N3[:, 0 if kind in texts.ASKED else 1 :] & np.uint32(hygiene.BIT[kind])
+        for kind in texts.NAMES
+    }
+    of["D13.empty"] = bits_N3 & np.uint32(hygiene.BIT["empty"])
     of["D13.personal"] = bits_N3 & np.uint32(hygiene.PERSONAL)
     return {name: kept[bits.any(1)] for name, bits in of.items()}
 

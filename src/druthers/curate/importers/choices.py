@@ -262,7 +262,7 @@ def distinct(found: Sequence[Said]) -> Sequence[Said]:
     for i, one in enumerate(found):
         if not one["content"].strip():
             raise RowFault("empty_response", f"response {i}: is empty; remove the row or write an answer")
-    if len(found) == 2 and found[0]["content"] == found[1]["content"]:
+    if len(found) == 2 and found[0]["content"].strip() == found[1]["content"].strip():
         raise RowFault("same_text", "both responses are the same text, so the row says nothing; remove it")
     return found
 

@@ -40,9 +40,13 @@ Fields = dict[str, Any]
 def pair(found: Fields) -> Pair:
     """The fields as a pair; RowFault says what is wrong with them."""
     try:
-        return Pair.model_validate(found)
+        made = Pair.model_validate(found)
     except ValidationError as error:
         raise RowFault(_reason(error, found), explain(error, Pair)) from None
+    if _spaced(made):
+        why = "chosen and rejected differ in the white space around them alone, so the pair teaches nothing; remove it"
+        raise RowFault("same_response", why)
+    return made
 
 
 def from_druthers(row: Row) -> tuple[Fields, bool]:
@@ -225,6 +229,16 @@ def _reason(error: ValidationError, found: Row) -> str:
     if not place:
         return "same_response" if found.get("chosen") == found.get("rejected") else "malformed"
     return "empty_response" if place[0] in SIDES and _blank(found[str(place[0])]) else "bad_roles"
+
+
+def _spaced(made: Pair) -> bool:
+    """Whether both sides are the same but for white space before and behind their messages."""
+    if made.chosen[-1].content.strip() != made.rejected[-1].content.strip():
+        return False
+    sides = [
+        [m.template_form() | {"content": m.content.strip()} for m in side] for side in (made.chosen, made.rejected)
+    ]
+    return sides[0] == sides[1]
 
 
 def _blank(talk: Sequence[Mapping[str, Any]]) -> bool:

@@ -30,6 +30,8 @@ NAMES: dict[str, str] = {
     "template": "hold tokens of a chat template",
     "turn": "go on to speak for the user",
 }
+ASKED = ("control", "encoding", "template")
+"""Faults of a prompt as well."""
 ACTIONS: dict[str, str] = {
     "cut": "Sample with more tokens, or leave out pairs of which one side is cut: else the cut decides.",
     "fence": "Leave these pairs out, or close the blocks.",
@@ -108,11 +110,11 @@ def check(
     return Hygiene(
         pairs=len(chosen),
         faults={kind: sides(has(chosen, kind), has(rejected, kind), prompt) for kind in NAMES},
-        empty=int((has(chosen, "empty") | has(rejected, "empty")).sum()),
+        empty=int((has(chosen, "empty") | has(rejected, "empty") | has(asked, "empty")).sum()),
         refusal=both(refused),
         language=None if strange is None else both(strange),
         personal=tally(pii.KINDS, asked, chosen, rejected),
-        prompts=tally(("control", "encoding", "template"), asked),
+        prompts=tally(ASKED, asked),
     )
 
 
@@ -155,7 +157,8 @@ def faulty(found: Hygiene, rows: Mapping[str, Rows]) -> Iterator[Finding]:
         count = found.faults[kind].count
         asked = f", and {found.prompts[kind]} prompts" if kind in found.prompts else ""
         text = f"{count} answers {NAMES[kind]}{asked}."
-        yield counted(kind, count, 2 * found.pairs, text, warn=0.0, action=ACTIONS[kind], rows=rows.get(kind))
+        every, n = count + found.prompts.get(kind, 0), (2 + (kind in ASKED)) * found.pairs
+        yield counted(kind, every, n, text, warn=0.0, action=ACTIONS[kind], rows=rows.get(kind))
 
 
 def private(found: Hygiene, rows: Mapping[str, Rows]) -> Iterator[Finding]:
@@ -165,7 +168,7 @@ def private(found: Hygiene, rows: Mapping[str, Rows]) -> Iterator[Finding]:
     action = "Curate again with data.personal=redact (placeholders keep the sense) or data.personal=drop."
     count = sum(found.personal.values())
     yield counted("personal", count, 3 * found.pairs, text, warn=0.0, action=action, rows=rows.get("personal"))
-    text = f"{found.empty} pairs have an empty answer."
+    text = f"{found.empty} pairs have an empty prompt or answer."
     yield counted(
         "empty", found.empty, found.pairs, text, fail=0.0, action="Remove these rows.", rows=rows.get("empty")
     )
