@@ -25,11 +25,11 @@ with atheris.instrument_imports(include=["druthers.curate"]):
     from druthers.curate import CurateSummary, curate
     from druthers.curate.importers import FORMS, OPINIONS
 
-from fuzz_importers import EXAMPLES, changed, name, value
+from tests import tiny
 
 from druthers import config, storage
 from druthers.records import InputError, Pair
-from tests import tiny
+from fuzz_importers import EXAMPLES, changed, name, value
 
 TOKENIZER = tiny.tokenizer()
 ASKED = "Name a fruit."
@@ -107,7 +107,8 @@ def one(data_bytes: bytes) -> None:
         try:
             summary = curate(config.load(extra=keys), out=out, tokenizer=TOKENIZER)
         except InputError as error:
-            assert str(error), "an error without a sentence"
+            if not str(error):
+                raise AssertionError("an error without a sentence") from error
             assert not list(out.iterdir()), f"left behind: {sorted(out.iterdir())}"
             return
         check(summary, out)
