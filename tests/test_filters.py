@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from druthers import config, storage
 from druthers.blocks import BlockTokenizer
 from druthers.curate import CurateSummary, curate, filters
-from druthers.curate.facts import Facts, facts, form_of
+from druthers.curate.facts import Facts, Texts, facts, form_of, texts_in
 from druthers.curate.nearness import NEAR
 from druthers.records import Pair, assistant, user
 from tests import tiny
@@ -41,6 +41,10 @@ def pair(prompt: str, chosen: str, rejected: str, **more: Any) -> Pair:
     return Pair(prompt=user(prompt), chosen=assistant(chosen), rejected=assistant(rejected), **more)
 
 
+def texts(one: Pair) -> Texts:
+    return texts_in(storage.encode(one.line()))
+
+
 def known(pairs: Sequence[Pair]) -> Facts:
     return facts(pairs, TOKENIZER.tokenize(pairs), seed=0, form=form_of([pair.prompt for pair in pairs]))
 
@@ -48,7 +52,7 @@ def known(pairs: Sequence[Pair]) -> Facts:
 def near(pairs: Sequence[Pair]) -> filters.Fates:
     found = filters.fates(len(pairs))
     filters.leave_out_near(
-        found, known(pairs), lambda i: pairs[i], least=NEAR, form=form_of([pair.prompt for pair in pairs])
+        found, known(pairs), lambda i: texts(pairs[i]), least=NEAR, form=form_of([pair.prompt for pair in pairs])
     )
     return found
 
@@ -94,7 +98,8 @@ def sides(pairs: Sequence[Pair], share: float = 0.3) -> dict[str, bool]:
     """Whether each prompt is held out."""
     about = known(pairs)
     numbers = filters.numbers_of(
-        about, filters.alike(about, lambda i: pairs[i], least=NEAR, form=form_of([pair.prompt for pair in pairs]))
+        about,
+        filters.alike(about, lambda i: texts(pairs[i]), least=NEAR, form=form_of([pair.prompt for pair in pairs])),
     )
     return {p.prompt[0].content: bool(n < share * 2**64) for p, n in zip(pairs, numbers.tolist(), strict=True)}
 
@@ -140,10 +145,8 @@ def test_a_form_that_many_prompts_share_binds_none_of_them() -> None:
     form = text(draw, 40)
     pairs = [pair(f"{form} {text(draw, 40)}", "yes", "no") for _ in range(50)]
     about = known(pairs)
-    assert (
-        len(filters.alike(about, lambda i: pairs[i], least=NEAR, form=form_of([pair.prompt for pair in pairs])).edges)
-        == 0
-    )
+    form_ = form_of([pair.prompt for pair in pairs])
+    assert len(filters.alike(about, lambda i: texts(pairs[i]), least=NEAR, form=form_).edges) == 0
 
 
 def test_prompts_of_one_long_form_are_told_apart_by_the_rest(tmp_path: Path) -> None:

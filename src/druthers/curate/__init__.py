@@ -21,7 +21,7 @@ from druthers.config import DataSettings, Settings
 from druthers.curate import clusters, filters
 from druthers.curate.clusters import Clusters
 from druthers.curate.columns import Columns
-from druthers.curate.facts import Facts
+from druthers.curate.facts import Facts, Texts, texts_in
 from druthers.curate.filters import Fates, Mask
 from druthers.curate.grading import findings, pairs_from_ranking
 from druthers.curate.inspection import Inspection, inspect, of_annotators
@@ -212,8 +212,8 @@ def decide(
     place = np.cumsum(facts.size_B) - facts.size_B
 
     @functools.lru_cache(KEPT_IN_MIND)
-    def look(i: int) -> Pair:
-        return Pair.model_validate_json(shelf.line(int(place[i]), int(facts.size_B[i])))
+    def look(i: int) -> Texts:
+        return texts_in(shelf.line(int(place[i]), int(facts.size_B[i])))
 
     prompts = filters.alike(facts, look, least=NEAR, form=form)
     heldout = np.arange(len(facts)) < (held or 0)

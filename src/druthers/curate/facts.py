@@ -6,8 +6,10 @@ Letters: B pairs, K hashes of a signature, F numbers that `surface` gives.
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,6 +133,28 @@ def nothing() -> Facts:
         slice_B=none,
         group_B=np.zeros(0, dtype=np.int32),
     )
+
+
+class Texts(NamedTuple):
+    """What is compared of a pair when two may be alike: its prompt without a system turn, and both responses."""
+
+    asked: str
+    chosen: str
+    rejected: str
+
+
+def texts_in(line: bytes) -> Texts:
+    """The texts on a line of a pair of ours, without all that a `Pair` checks.
+
+    >>> from druthers.records import assistant, user
+    >>> from druthers.storage import encode
+    >>> pair = Pair(prompt=user("Name a fruit."), chosen=assistant("Plum."), rejected=assistant("Carrot."))
+    >>> texts_in(encode(pair.line()))
+    Texts(asked='Name a fruit.', chosen='Plum.', rejected='Carrot.')
+    """
+    row = json.loads(line)
+    prompt = [message for message in row["prompt"] if message["role"] != "system"]
+    return Texts(*("\n".join(m["content"] for m in talk) for talk in (prompt, row["chosen"], row["rejected"])))
 
 
 def asked(prompt: Sequence[Message]) -> str:

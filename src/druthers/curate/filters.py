@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from druthers.curate.facts import Facts, asked
+from druthers.curate.facts import Facts, Texts
 from druthers.curate.nearness import Hashes, Places, agreeing, candidates, jaccard, shingles, without, words
-from druthers.records import Pair, text_of
 
 Mask = NDArray[np.bool_]
 GUESS = 0.4
@@ -82,7 +81,7 @@ def leave_out_duplicates(found: Fates, facts: Facts) -> None:
     found.leave_out(kept[again], "duplicate", first[again])
 
 
-def leave_out_near(found: Fates, facts: Facts, read: Callable[[int], Pair], *, least: float, form: Hashes) -> None:
+def leave_out_near(found: Fates, facts: Facts, read: Callable[[int], Texts], *, least: float, form: Hashes) -> None:
     """Pairs whose prompt, chosen and rejected are each nearly those of an earlier row that stays."""
     kept = np.flatnonzero(found.kept_B)
     pairs = candidates(facts.responses_BK[kept], least=GUESS)
@@ -95,9 +94,9 @@ def leave_out_near(found: Fates, facts: Facts, read: Callable[[int], Pair], *, l
             found.reason_B[later], found.other_B[later] = "near_duplicate", earlier
 
 
-def sets_of(pair: Pair, *, form: Hashes) -> list[Hashes]:
+def sets_of(pair: Texts, *, form: Hashes) -> list[Hashes]:
     """What prompt, chosen and rejected are compared by."""
-    whole = shingles(words([text_of(pair.chosen), text_of(pair.rejected)]))
+    whole = shingles(words([pair.chosen, pair.rejected]))
     return [*asked_for(pair, form=form), *(np.unique(whole.of(side)) for side in range(2))]
 
 
@@ -135,7 +134,7 @@ class Alike:
     edges: Places
 
 
-def alike(facts: Facts, read: Callable[[int], Pair], *, least: float, form: Hashes) -> Alike:
+def alike(facts: Facts, read: Callable[[int], Texts], *, least: float, form: Hashes) -> Alike:
     """Which prompts are nearly the same, or share a passage that few others have."""
     _, first, inverse = np.unique(facts.prompt_B, return_index=True, return_inverse=True)
     order = np.argsort(first)
@@ -147,13 +146,13 @@ def alike(facts: Facts, read: Callable[[int], Pair], *, least: float, form: Hash
     return Alike(first_P, np.argsort(order)[inverse], edges)
 
 
-def asked_for(pair: Pair, *, form: Hashes) -> list[Hashes]:
+def asked_for(pair: Texts, *, form: Hashes) -> list[Hashes]:
     """What prompts are compared by: all of it, and all but `form`, what many of them have.
 
     A long form makes prompts alike that ask for different things; without it short ones would be, of which it leaves a
     word. So both must be nearly the same.
     """
-    whole = shingles(words([asked(pair.prompt)]))
+    whole = shingles(words([pair.asked]))
     return [np.unique(whole.hash_S), np.unique(without(whole, form).hash_S)]
 
 

@@ -14,9 +14,8 @@ import numpy as np
 from druthers import embeddings
 from druthers.curate import clusters
 from druthers.curate.clusters import Clusters
-from druthers.curate.facts import Facts
+from druthers.curate.facts import Facts, Texts
 from druthers.curate.filters import Mask
-from druthers.records import Pair
 from druthers.storage import cache_folder
 
 
@@ -31,7 +30,7 @@ class Parted:
 
 def part(
     facts: Facts,
-    look: Callable[[int], Pair],
+    look: Callable[[int], Texts],
     *,
     kept_B: Mask,
     heldout_B: Mask | None,
@@ -46,7 +45,7 @@ def part(
     """
     kept = np.flatnonzero(kept_B)
     key_P, first, prompt_K = np.unique(facts.asked_B[kept], return_index=True, return_inverse=True)
-    texts = [embeddings.asked(look(int(i)).prompt) for i in kept[first]]
+    texts = [look(int(i)).asked for i in kept[first]]
     encoder = embeddings.load(corpus=texts)
     vectors_PD = embeddings.embed(texts, encoder=encoder, cache=cache_folder("embeddings"))
     held, between = np.zeros(len(facts), dtype=bool), np.zeros(len(facts), dtype=bool)
