@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 from pathlib import Path
@@ -11,12 +13,14 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
+from druthers import cli
 from druthers.findings import finding
 from druthers.records import Finding, InputError, Limits, Pair, Rows, assistant, user
 from druthers.report import card, data_lines, datacharts, figures, findings, write_data_page
 from druthers.report.dataset import pairs_named, read_data
-from druthers.report.screen import MOST, WIDTH, lines
+from druthers.report.screen import MOST, WIDEST, lines
 from druthers.stats import Interval, Undefined
 from tests.test_report import EVIL, Outline
 
@@ -350,6 +354,18 @@ def test_the_card_says_what_was_done_and_names_no_folder_of_this_machine(tmp_pat
     assert str(tmp_path) not in text
 
 
+def test_a_card_names_each_of_several_sources_and_no_password(tmp_path: Path) -> None:
+    run = write_data(tmp_path, source="/home/me/a b.jsonl and /home/me/c.csv and https://example.org/d.csv")
+    pairs = ["/home/me/a b.jsonl", "/home/me/c.csv", "https://me:secret@example.org/d.csv?key=1"]
+    (run / "config.json").write_text(json.dumps({"data": {"pairs": pairs}}))
+    text = card(run)
+    assert "druthers curate 'a b.jsonl' c.csv https://example.org/d.csv --run runs/again" in text
+    assert "`a b.jsonl and c.csv and https://example.org/d.csv`" in text
+    assert not re.search("secret|key=1|/home/me/c", text)
+    page = page_of(run).text
+    assert not re.search("secret|key=1", page)
+
+
 # ---------------------------------------------------------------- the screen
 
 
@@ -370,14 +386,32 @@ def test_the_screen_says_what_is_wrong_and_what_to_do(tmp_path: Path) -> None:
     assert found[-1].text == str(run / "data.html")
 
 
-@given(st.lists(st.sampled_from(STATES), max_size=40), st.text(max_size=400), st.integers(0, 30))
-def test_the_screen_is_one_screen_whatever_it_says(found: list[Finding], words: str, reasons: int) -> None:
+@pytest.mark.parametrize("width", [60, 80, 96, 120])
+def test_the_screen_is_as_wide_as_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    """A line that the terminal breaks again would show in the table as a row more."""
+    long = "A sentence about these pairs that takes more than the columns there are, whichever they may be. " * 2
+    run = write_data(tmp_path, quality_of(*(one.model_copy(update={"text": long}) for one in STATES)))
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.chdir(tmp_path)  # the path of the page is a line as long as it is
+    said = io.StringIO()
+    console = Console(file=said, width=width)
+    with contextlib.redirect_stdout(said):
+        table = cli.data_screen({"run": str(run.relative_to(tmp_path))})
+    console.print(table)
+    assert len(said.getvalue().splitlines()) == table.row_count
+    assert max(map(len, table.columns[1]._cells)) > width - 10 - max(map(len, long.split()))
+
+
+@given(
+    st.lists(st.sampled_from(STATES), max_size=40), st.text(max_size=400), st.integers(0, 30), st.integers(40, WIDEST)
+)
+def test_the_screen_is_one_screen_whatever_it_says(found: list[Finding], words: str, reasons: int, width: int) -> None:
     long = [one.model_copy(update={"text": words, "action": f"{words} {i}"}) for i, one in enumerate(found)]
     advice = [
         {"question": "Is it enough?", "answer": words * 9},
         *({"question": "Q", "answer": f"{i}"} for i in range(9)),
     ]
     summary = SUMMARY | {"source": words, "joined_turns": 4, "rejected": {f"{words}{i}": i for i in range(reasons)}}
-    shown = lines(summary, quality_of(*long, advice=advice), page="runs/x/data.html")
+    shown = lines(summary, quality_of(*long, advice=advice), page="runs/x/data.html", width=width)
     assert len(shown) <= MOST
-    assert all(len(line.text) + 10 <= WIDTH and line.text.isprintable() for line in shown)
+    assert all(len(line.text) + 10 <= width and line.text.isprintable() for line in shown)

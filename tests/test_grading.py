@@ -234,6 +234,17 @@ def test_criteria_of_different_annotators_are_summed_over_all() -> None:
         one(said[0], choice("ann", 1.0, 0.0, criterion="brief"))
 
 
+def test_criteria_that_no_response_was_judged_by_together_give_no_pair() -> None:
+    parts = [
+        rating("ann", 1.0, None, None, criterion="taste"),
+        rating("ann", None, 5.0, None, criterion="price"),
+        rating("bob", None, None, 2.0, criterion="taste"),
+    ]
+    texts = ("A", "B", "C")
+    for labels in ("auto", "bradley-terry", "dawid-skene", "majority"):
+        assert one(*parts, texts=texts, labels=labels).reasons == {"unjudged": 3}, labels
+
+
 def test_how_often_a_criterion_contradicts_the_whole_is_counted() -> None:
     rows = [
         row(rating("a", 2.0, 1.0), rating("a", 1.0 + (i < 3), 1.5, criterion="brief"), question=str(i))

@@ -181,6 +181,15 @@ def test_the_order_of_rows_and_the_number_of_processes_and_memory_change_nothing
         assert first == (tmp_path / "two" / name).read_bytes() == (tmp_path / "three" / name).read_bytes(), name
 
 
+def test_of_votes_the_pairs_are_counted_that_are_alike_and_not_the_votes(tmp_path: Path) -> None:
+    rows = [row | {"annotator": who} for row in FRUIT for who in ("ann", "bob", "cy")]
+    made = run(put(tmp_path / "a.jsonl", rows), tmp_path / "data")
+    quality = json.loads((tmp_path / "data" / "quality.json").read_text())
+    counted = {one["id"]: one["n"] for one in quality["findings"]}
+    assert made.rows == 3 * len(FRUIT)
+    assert {counted[name] for name in ("D1.duplicate", "D1.near", "D1.leak", "D2.contradiction")} == {len(FRUIT)}
+
+
 def test_what_two_groups_prefer_is_no_contradiction_and_no_duplicate(tmp_path: Path) -> None:
     rows = [
         vote(f"Explain {i}.", f"short {i}", f"long and thorough {i}", winner, "ann", group=group)
@@ -203,6 +212,21 @@ def test_criteria_apart_give_a_pair_each(tmp_path: Path) -> None:
     assert found == {("tone", "one"), ("truth", "two")}
     run(path, tmp_path / "sum", grade__criteria={"tone": 3.0, "truth": 1.0})
     assert {pair.chosen[0].content[:3] for pair in pairs(tmp_path / "sum")} == {"one"}
+
+
+def test_a_criterion_that_nobody_judged_by_is_told_with_the_nearest(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"Q{i}", "responses": ["A", "B"], "ratings": {"taste": [9 - j, 4], "tone": [1, 5]}, "annotator": "a"}
+        for i in range(20)
+        for j in range(2)
+    ]
+    path = put(tmp_path / "a.jsonl", rows)
+    with pytest.raises(InputError, match=r"^grade\.criteria\.tasty: nobody judged by .*; did you mean 'taste'\?"):
+        run(path, tmp_path / "x", grade__criteria={"tone": 1.0, "tasty": 2.0})
+    with pytest.raises(InputError, match=r"^grade\.gates\.safety: nobody judged by .*; known are taste, tone"):
+        run(path, tmp_path / "y", grade__gates={"safety": 2.0})
+    assert not list(tmp_path.glob("*/*.jsonl"))
+    assert run(path, tmp_path / "z", grade__criteria={"tone": 1.0, "taste": 2.0}).kept == 20
 
 
 def test_a_bad_row_stops_with_its_place_but_silence_and_ties_do_not(tmp_path: Path) -> None:

@@ -115,7 +115,9 @@ def test_training_on_what_a_run_beside_holds_out_is_told_with_the_remedy(tmp_pat
     run(path, one / "data", beside=one)
     assert "D1.held_before" not in findings(one / "data")
     run(path, two / "data", beside=two)
-    assert findings(two / "data")["D1.held_before"]["value"] == 0
+    none = findings(two / "data")["D1.held_before"]
+    assert none["value"] == none["high"] == 0
+    assert not none.get("uncertain")
     run(path, three / "data", beside=three, seed=1)
     told = findings(three / "data")["D1.held_before"]
     held = {pair.prompt for pair in map(Pair.model_validate, lines(one / "data" / "heldout.jsonl"))}

@@ -342,11 +342,12 @@ def findings_screen(result: dict[str, Any]) -> Table:
 
 
 def data_screen(result: dict[str, Any]) -> Table:
-    """One screen about curated data, in the words of the report."""
+    """One screen about curated data, in the words of the report, as wide as where it is shown."""
     from druthers.report import data_lines
 
+    width = Console(file=sys.stdout).width
     table = Table(Column(no_wrap=True), Column(overflow="fold"), show_header=False, box=None, pad_edge=False)
-    for line in data_lines(Path(result["run"]), page=Path(result["run"]) / "data.html"):
+    for line in data_lines(Path(result["run"]), page=Path(result["run"]) / "data.html", width=width):
         table.add_row(f"[dim]{line.name}[/]", escape(line.text), style=line.style or None)
     return table
 

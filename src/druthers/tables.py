@@ -119,6 +119,8 @@ def table_fault(error: csv.Error) -> str:
     """What is wrong with a row that the csv module cannot read."""
     if "field limit" in str(error) or "unexpected end" in str(error):
         return "holds a quote that is never closed; close it, or write a quote inside quotes twice"
+    if "new-line character" in str(error):
+        return "holds a line that ends in a bare carriage return, as on old Macs; save the file with line feeds"
     return f"is not CSV: {error}; put a cell with commas, quotes or line breaks in quotes, and write its quotes twice"
 
 

@@ -130,7 +130,6 @@ def curate(
             heldout=sides.heldout,
             reasons=ledger.reasons,
             groups=shelf.groups,
-            rows=ledger.rows,
             seed=settings.seed,
         )
         seen = _with_opinions(seen, desk.judged)

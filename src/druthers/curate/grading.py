@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import exp, fsum, log
@@ -16,12 +16,34 @@ from math import exp, fsum, log
 import numpy as np
 
 from druthers import votes
-from druthers.curate.opinions import Policy, View, Vote, both_bad, compared, graded, passing, policy_of, views
+from druthers.curate.opinions import (
+    Policy,
+    View,
+    Vote,
+    both_bad,
+    compared,
+    graded,
+    passing,
+    policy_of,
+    spoken,
+    views,
+)
 from druthers.curate.survey import Agreement, Source, Survey, findings, survey
 from druthers.records import Candidate, Candidates, InputError, Pair, assistant
 from druthers.stats import Floats
+from druthers.storage import offer
 
-__all__ = ["Graded", "Policy", "Survey", "findings", "grade", "pairs_from_ranking", "policy_of", "survey"]
+__all__ = [
+    "Graded",
+    "Policy",
+    "Survey",
+    "check_names",
+    "findings",
+    "grade",
+    "pairs_from_ranking",
+    "policy_of",
+    "survey",
+]
 
 AT_ONCE = 1024
 """Rows that are graded together."""
@@ -35,7 +57,7 @@ LEAST_WEIGHT, MOST_WEIGHT = 0.1, 10.0
 """Limits of the weight of a prompt."""
 UNMADE = {
     "one_response": "there is one response to the prompt, and a pair takes two",
-    "unjudged": "nobody judged two of its responses",
+    "unjudged": "nobody judged two of its responses, or not by every criterion that is summed",
     "empty": "of two responses that were judged one has no text",
     "same_text": "the responses that were judged have the same text",
     "tie": "nobody, or as many as not, found one response better (grade.ties=soft keeps ties)",
@@ -84,6 +106,25 @@ def grade(source: Source, policy: Policy, *, known: Survey | None = None) -> Ite
     rows = iter(source())
     while block := list(itertools.islice(rows, AT_ONCE)):
         yield from _block(block, policy, judges)
+
+
+def check_names(policy: Policy, known: Iterable[Survey]) -> None:
+    """Raises InputError for a criterion of the policy that is in no survey: unseen, it would decide nothing.
+
+    >>> from druthers.records import Opinion, user
+    >>> said = Opinion(criterion="honesty", scale="rating", worth=(1.0, 2.0))
+    >>> row = Candidates(prompt=user("Name a fruit."), responses=({"content": "A"}, {"content": "B"}), opinions=(said,))
+    >>> wrong = Policy(criteria=(("honsety", 1.0),))
+    >>> check_names(wrong, [survey(lambda: [row], wrong)])
+    Traceback (most recent call last):
+    druthers.records.InputError: grade.criteria.honsety: nobody judged by that criterion; did you mean 'honesty'?
+    """
+    judged = {name for each in known for name in each.judged}
+    for setting, given in (("criteria", policy.criteria), ("gates", policy.gates)):
+        for name, _ in given:
+            if name not in judged:
+                remedy = offer(spoken(name), sorted(map(spoken, judged)))
+                raise InputError(f"grade.{setting}.{spoken(name)}: nobody judged by that criterion{remedy}")
 
 
 # ---------------------------------------------------------------- whom to believe
@@ -257,8 +298,11 @@ def _wins(found: list[View], judge: Judge) -> Floats:
     K = len(found[0].worth)
     parts: list[list[list[float]]] = [[[] for _ in range(K)] for _ in range(K)]
     for view in found:
+        known = sum(worth is not None for worth in view.worth)
+        if known < 2:  # nothing is compared, and criteria that nobody judged on one response sum to nothing
+            continue
         trust = max(-1.0, min(1.0, judge.trust(view.annotator)))
-        weight = abs(trust) * 2 / sum(worth is not None for worth in view.worth)
+        weight = abs(trust) * 2 / known
         for i, j in itertools.combinations(range(K), 2):
             for vote in compared([view], i, j, least_gap=judge.policy.least_gap):
                 side = vote.side if trust > 0 else -vote.side

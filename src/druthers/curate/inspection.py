@@ -58,9 +58,9 @@ class Inspection:
 
 
 def inspect(
-    facts: Facts, *, train: Mask, heldout: Mask, reasons: Counter[str], groups: Iterable[str], rows: int, seed: int
+    facts: Facts, *, train: Mask, heldout: Mask, reasons: Counter[str], groups: Iterable[str], seed: int
 ) -> Inspection:
-    """The quality of the pairs that are kept; `reasons` counts what was left out of `rows` rows."""
+    """The quality of the pairs that are kept; `reasons` counts what was left out."""
     kept = np.flatnonzero(train)
     _, prompt_N = np.unique(facts.prompt_B[kept], return_inverse=True)
     chosen_NF, rejected_NF = (facts.surface_B2F[kept, side] for side in (0, 1))
@@ -83,7 +83,7 @@ def inspect(
     biases = bias.bias(bias.differences(chosen_NF, rejected_NF), p_N, prompt_N, position=False)
     where = {name: Rows(file=f"findings/{name}.jsonl", count=len(at)) for name, at in about.items() if len(at)}
     found = [
-        *repeated(reasons, rows),
+        *repeated(reasons, len(facts)),
         *bias.findings(biases),
         *shortcut.findings(shortcut.shortcut(chosen_NF, rejected_NF, prompt_N, seed=seed)),
         *margin.findings(grades, rows=where.get("D7.lowest")),
@@ -94,17 +94,17 @@ def inspect(
     return Inspection(found, {name: about[name] for name in where}, [each for each in figures if each])
 
 
-def repeated(reasons: Counter[str], rows: int) -> Iterator[Finding]:
-    """D1 and D2: what was left out because of another row."""
+def repeated(reasons: Counter[str], pairs: int) -> Iterator[Finding]:
+    """D1 and D2: what was left out of so many pairs because of another one."""
     for name, reason, text, limits, action in (
-        ("D1.duplicate", "duplicate", "rows stand word for word in an earlier one", None, ""),
-        ("D1.near", "near_duplicate", "rows are nearly an earlier one", NEAR_SHARE, "Look where the source repeats."),
-        ("D1.leak", "leak", "rows ask what a held-out prompt asks", None, ""),
-        ("D2.contradiction", "contradiction", "rows contradict another one", TORN_SHARE, "Have them judged again."),
+        ("D1.duplicate", "duplicate", "pairs stand word for word in an earlier one", None, ""),
+        ("D1.near", "near_duplicate", "pairs are nearly an earlier one", NEAR_SHARE, "Look where the source repeats."),
+        ("D1.leak", "leak", "pairs ask what a held-out prompt asks", None, ""),
+        ("D2.contradiction", "contradiction", "pairs contradict another one", TORN_SHARE, "Have them judged again."),
     ):
         count = reasons[reason]
-        share = wilson(count, rows)
-        said = f"{count:,} of {rows:,} {text}; they were set aside." if count else f"No {text}."
+        share = wilson(count, pairs)
+        said = f"{count:,} of {pairs:,} {text}; they were set aside." if count else f"No {text}."
         yield finding(name, share, said, unit="share", limits=limits, action=action if count else "")
 
 

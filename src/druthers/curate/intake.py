@@ -16,7 +16,7 @@ from druthers.blocks import BlockTokenizer
 from druthers.config import DataSettings, Settings
 from druthers.curate import pooling
 from druthers.curate.facts import form_of
-from druthers.curate.grading import Survey, policy_of, survey
+from druthers.curate.grading import Survey, check_names, policy_of, survey
 from druthers.curate.importers import OPINIONS, Form, Imported, Importer, detect
 from druthers.curate.ledger import Ledger, Shelf
 from druthers.curate.nearness import Hashes
@@ -62,7 +62,8 @@ class Desk:
     def take(self, source: Source) -> tuple[int | None, Hashes]:
         """Read all; how many pairs the held-out part has (None where there is none), and what many prompts have.
 
-        Raises InputError for a bad file, and for a bad row where those stop the run.
+        Raises InputError for a bad file, for a bad row where those stop the run, and for a criterion of `grade` that
+        nobody judged by.
         """
         data, held = self.settings.data, None
         first = {path: first_of(path) for path in (*source.train, *source.heldout)}
@@ -73,6 +74,8 @@ class Desk:
             self.fill([(path, known[path]) for path in source.heldout], shared, most=None)
             held = len(self.shelf)
         self.fill([(path, known[path]) for path in source.train], shared, most=self.most)
+        if self.judged and self.most is None:  # of a part of the rows a criterion may be missing
+            check_names(policy_of(self.settings.grade), [each.known for each in self.judged])
         return held, shared
 
     def fill(self, sources: Sequence[tuple[str, Importer]], shared: Hashes, *, most: int | None) -> None:

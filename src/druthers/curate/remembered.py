@@ -14,7 +14,6 @@ from druthers import storage
 from druthers.curate.nearness import Hashes
 from druthers.findings import finding
 from druthers.records import Finding, InputError, Limits
-from druthers.stats import wilson
 
 FILE = "heldout-prompts.txt"
 MOST = 100
@@ -53,10 +52,12 @@ def held_before(asked_N: Hashes, others: Mapping[str, Hashes], *, run: Path) -> 
     counts = {name: int(np.isin(prompts, numbers).sum()) for name, numbers in others.items()}
     worst = max(counts, key=lambda name: counts[name])
     any_ = np.isin(prompts, np.concatenate(list(others.values())))
-    share = wilson(int(any_.sum()), len(prompts))
+    share = float(any_.mean())  # counted and not estimated: these are all prompts there are
     named = ", ".join(f"{name} ({count:,})" for name, count in counts.items() if count)
-    text = f"{int(any_.sum()):,} training prompts are held out in runs beside this one: {named}."
+    many = int(any_.sum())
+    text = f"{many:,} training prompt{'s are' if many > 1 else ' is'} held out in runs beside this one: {named}."
     action = f"Compare no model on prompts it was trained on; data.heldout={run.parent / worst}/data/heldout.jsonl"
     action += " holds the same pairs out again."
     said = text if any_.any() else "No training prompt is held out in a run beside this one."
-    return [finding("D1.held_before", share, said, unit="share", limits=HELD, action=action if any_.any() else "")]
+    action = action if any_.any() else ""
+    return [finding("D1.held_before", share, said, n=len(prompts), unit="share", limits=HELD, action=action)]

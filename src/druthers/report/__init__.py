@@ -14,7 +14,7 @@ from druthers.report.dataset import QUALITY, SUMMARY, tree_of
 from druthers.report.layout import template
 from druthers.report.page import view
 from druthers.report.reading import read_run
-from druthers.report.screen import Line, lines
+from druthers.report.screen import WIDTH, Line, lines
 
 __all__ = ["card", "data_lines", "write_data_page", "write_report"]
 
@@ -30,7 +30,7 @@ def write_report(run_dir: Path) -> Path:
     return page
 
 
-def data_lines(run: Path, *, page: Path) -> list[Line]:
-    """One screen about the data of a run; `page` is what its last line names."""
+def data_lines(run: Path, *, page: Path, width: int = WIDTH) -> list[Line]:
+    """One screen of `width` columns about the data of a run; `page` is what its last line names."""
     summary, quality = (tree_of(run, file, []) for file in (SUMMARY, QUALITY))
-    return lines(summary, quality, page=str(page))
+    return lines(summary, quality, page=str(page), width=width)

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from druthers import storage
 from druthers.config import Settings
 from druthers.report import provenance, wording
 from druthers.report.dataset import DataFiles, counts_by_reason, hash_of, read_data, whole_number
@@ -164,7 +165,7 @@ def sources(files: DataFiles) -> str:
     rows = [
         [
             "source",
-            code(wording.last_part(text(tree, "source"))),
+            code(" and ".join(named(files))),
             code(text(tree, "source_sha256") or "not hashed, because it is a URL"),
         ]
     ]
@@ -174,6 +175,13 @@ def sources(files: DataFiles) -> str:
     ]
     form = f"{wording.count(number(tree, 'rows'))} rows were read as {code(text(tree, 'format'))}.{grading(files)}"
     return f"## Sources\n\n{form} {apart}\n\n{table(['what', 'where', 'sha256'], rows)}"
+
+
+def named(files: DataFiles) -> list[str]:
+    """The sources: files without the way to them, for a card goes to others, and addresses without their secrets."""
+    given = branch(files.tree("config.json"), "data").get("pairs")
+    names = given if isinstance(given, list) else [given or text(files.summary, "source")]
+    return [wording.last_part(storage.shown(name)) for name in names if isinstance(name, str) and name] or ["PAIRS"]
 
 
 def grading(files: DataFiles) -> str:
@@ -204,7 +212,7 @@ def code(words: str) -> str:
 def policy(files: DataFiles) -> str:
     """The settings that decided what is in it."""
     rows = [
-        [f"`{key}`", code(wording.last_part(value))]
+        [f"`{key}`", code(" and ".join(named(files)) if key == "data.pairs" else wording.last_part(value))]
         for key, value in provenance.settings(files.tree("config.json"))
         if decides(key)
     ]
@@ -300,12 +308,12 @@ def command(files: DataFiles) -> str:
     default = dict(provenance.settings(Settings().model_dump(mode="json")))
     own = dict(provenance.settings(files.tree("config.json")))
     changes = [f"{key}={spelled(value)}" for key, value in own.items() if decides(key) and default.get(key) != value]
-    own = {key: wording.last_part(value) for key, value in own.items()}
-    source = own.get("data.pairs") or wording.last_part(text(files.summary, "source")) or "PAIRS"
-    named = [change for change in changes if not change.startswith(("data.pairs=", "model.path="))]
-    model = own.get("model.path", "default")
-    words = ["druthers", "curate", "--data", source, *(["--model", model] if model != "default" else [])]
-    return " ".join(map(shlex.quote, [*words, "--run", "runs/again", *named]))
+    given = [change for change in changes if not change.startswith(("data.pairs=", "model.path="))]
+    model = wording.last_part(own.get("model.path", "default"))
+    names = named(files)
+    data = ["--data", *names] if len(names) == 1 else names
+    words = ["druthers", "curate", *data, *(["--model", model] if model != "default" else [])]
+    return " ".join(map(shlex.quote, [*words, "--run", "runs/again", *given]))
 
 
 def spelled(value: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from druthers import storage
 from druthers.report import wording
 from druthers.report.parts import Fact, listed, with_unit
 from druthers.report.reading import RunFiles, Tree, branch, number, text, undefined
@@ -108,4 +109,15 @@ def settings(tree: object, at: str = "") -> Iterator[tuple[str, str]]:
         for key, value in tree.items():
             yield from settings(value, f"{at}.{key}" if at else str(key))
     else:
-        yield at, "unset" if tree is None else wording.shorten(str(tree), LONGEST_VALUE)[0]
+        yield at, "unset" if tree is None else wording.shorten(str(open_to_all(tree)), LONGEST_VALUE)[0]
+
+
+def open_to_all(value: object) -> object:
+    """A setting without the passwords and queries of the addresses in it: pages and cards go to others.
+
+    >>> open_to_all(["a.csv", "https://me:secret@example.org/b.csv?key=1"])
+    ['a.csv', 'https://example.org/b.csv']
+    """
+    if isinstance(value, list):
+        return [open_to_all(item) for item in value]
+    return storage.shown(value) if isinstance(value, str) else value

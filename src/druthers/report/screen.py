@@ -14,7 +14,9 @@ from druthers.report.dataset import findings, listed
 from druthers.report.reading import branch, number, text
 from druthers.report.refused import BEYOND, REASONS
 
-WIDTH, MOST = 96, 24
+WIDTH, NARROWEST, WIDEST = 96, 40, 120
+"""Columns of a screen, and the fewest and most that are used of a terminal."""
+MOST = 24
 LABEL = 10
 STYLES = {"fail": "red", "warn": "yellow", "uncertain": "dim", "undefined": "dim", "pass": "green"}
 SHARES = {"data": 4, "found": 8, "done": 4, "enough": 2, "next": 4, "page": 2}
@@ -35,11 +37,14 @@ class Line:
 def lines(summary: Mapping[str, Any], quality: Mapping[str, Any], *, page: str = "", width: int = WIDTH) -> list[Line]:
     """The screen, at most `MOST` lines of `width` columns (the path of the page alone may be longer).
 
+    Of a terminal wider than `WIDEST` only so much is used, and one narrower than `NARROWEST` breaks the lines itself.
+
     `summary` and `quality` are `data/summary.json` and `data/quality.json`; quality may be empty.
 
     >>> lines({"source": "a.jsonl", "format": "trl", "rows": 2, "train": 1, "heldout": 1}, {})[0].text
     'a.jsonl: 2 rows, read as trl'
     """
+    width = min(WIDEST, max(NARROWEST, width))
     found = of_findings.worst_first(findings(quality, []))
     parts: dict[str, Iterable[tuple[str, str]]] = {
         "data": [(said, "") for said in what(summary)],

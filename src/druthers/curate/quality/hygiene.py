@@ -189,6 +189,7 @@ def apart(
     limits = None if warn is None else Limits(warn=sign * warn, bad="above" if sign > 0 else "below")
     shares = (100 * found.chosen.value, 100 * found.rejected.value)
     text = f"{shares[0]:.1f} of 100 chosen and {shares[1]:.1f} of 100 rejected answers {what}."
+    action = action if found.count else ""
     return finding(f"D13.{name}", in_points, text, unit="points", limits=limits, rows=rows, action=action)
 
 
