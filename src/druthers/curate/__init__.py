@@ -107,7 +107,7 @@ def curate(
             BlockTokenizer(tokenizer, max_prompt=data.max_prompt, max_response=data.max_response),
             ledger,
             shelf,
-            spool=Path(stack.enter_context(tempfile.TemporaryDirectory(dir=out, prefix=".pool."))),
+            spool=stack.enter_context(storage.scratch(out)),
             workers=workers,
             most=most,
             tell=_teller(source, progress),
