@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import random
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from druthers import config, storage
 from druthers.curate import CurateSummary, curate, gather, intake, pooling
 from druthers.curate.grading import UNMADE
 from druthers.records import InputError, Pair
+from druthers.run import sweep
 from tests import tiny
 
 TOKENIZER = tiny.tokenizer()
@@ -212,6 +215,21 @@ def test_criteria_apart_give_a_pair_each(tmp_path: Path) -> None:
     assert found == {("tone", "one"), ("truth", "two")}
     run(path, tmp_path / "sum", grade__criteria={"tone": 3.0, "truth": 1.0})
     assert {pair.chosen[0].content[:3] for pair in pairs(tmp_path / "sum")} == {"one"}
+
+
+def test_what_is_held_on_disk_while_opinions_are_joined_is_swept_after_a_kill(tmp_path: Path) -> None:
+    made = config.load(extra={"data.pairs": str(put(tmp_path / "a.jsonl", FRUIT))})
+    begin = (
+        "import os, sys; from pathlib import Path; from druthers import config, curate; from tests import tiny;"
+        "curate.Desk.take = lambda self, source: os.kill(os.getpid(), 9);"
+        "made = config.load(extra={'data.pairs': sys.argv[1]});"
+        "out = Path(sys.argv[2]); out.mkdir(parents=True); curate.curate(made, out=out, tokenizer=tiny.tokenizer())"
+    )
+    made_by = subprocess.run([sys.executable, "-c", begin, made.data.pairs, tmp_path / "run" / "data"], check=False)
+    assert made_by.returncode == -9
+    assert any(path.is_dir() for path in (tmp_path / "run" / "data").iterdir())
+    sweep(tmp_path / "run")
+    assert not list((tmp_path / "run" / "data").iterdir())
 
 
 def test_a_criterion_that_nobody_judged_by_is_told_with_the_nearest(tmp_path: Path) -> None:

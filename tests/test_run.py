@@ -198,6 +198,8 @@ def test_only_what_a_killed_process_of_ours_left_is_swept(tmp_path: Path) -> Non
     (tmp_path / "data" / ".train.jsonl.12-34.tmp").write_text("half")
     (tmp_path / ".mine.tmp").write_text("kept")
     (tmp_path / ".folder.1-2.tmp").mkdir()
+    (tmp_path / "data" / ".scratch.12-34.tmp").mkdir()
+    (tmp_path / "data" / ".scratch.12-34.tmp" / "tmpabc").write_text("half")
     with open_run(settings(tmp_path)):
         pass
     assert {path.name for path in tmp_path.rglob(".*.tmp")} == {".mine.tmp", ".folder.1-2.tmp"}

@@ -143,6 +143,8 @@ def test_a_bad_row_of_a_table_is_a_fault_of_its_own_line_and_reading_goes_on(tmp
         (b"a,b,a\n1,2,3\n", ":1: the column 'a' stands twice in the header; rename one"),
         (b'a,"b\n1,2\n', ":1: the header holds a quote that is never closed"),
         ("a,é\n1,2\n".encode("latin-1"), ":1: is not UTF-8"),
+        (b"a,b\r1,2\r3,4\r", ":1: the header holds a line that ends in a bare carriage return, as on old Macs; save"),
+        (b"PAR1\x15\x04\r\x15,\n", "is a Parquet file under another name; name it .parquet"),
     ],
 )
 def test_a_table_without_a_sound_header_or_rows_is_a_bad_file(tmp_path: Path, data: bytes, sentence: str) -> None:

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any, BinaryIO
 from druthers import __version__
 from druthers.config import Settings, to_json, validate
 from druthers.records import InputError
-from druthers.storage import TEMPORARY, write_json, write_text
+from druthers.storage import SCRATCH, TEMPORARY, write_json, write_text
 
 CONFIG = "config.json"
 LOCK = ".lock"
@@ -208,10 +209,12 @@ def unusable(folder: Path, error: OSError, *, done: str = "used") -> InputError:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files of a process that was killed; call it with the lock held."""
-    for left in folder.rglob(".*.tmp"):
-        if TEMPORARY.fullmatch(left.name) and left.is_file():
+    """Remove the temporary files of a process that was killed and its folder of them; call it with the lock held."""
+    for left in [path for path in folder.rglob(".*.tmp") if TEMPORARY.fullmatch(path.name)]:
+        if left.is_file():
             left.unlink(missing_ok=True)
+        elif left.name.startswith(f".{SCRATCH}.") and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ValidationError
 
 from druthers.records import DEEPEST, InputError, Record, check_depth, first_line
-from druthers.tables import BOM, HeaderFault, Table
+from druthers.tables import BOM, PARQUET, HeaderFault, Table
 
 R = TypeVar("R", bound=Record)
 KINDS = (".jsonl", ".ndjson", ".manifest", ".json", ".parquet", ".csv", ".tsv")
@@ -48,7 +48,8 @@ TEMPORARY = re.compile(r"\..+\.([1-9][0-9]*)-[0-9]+\.tmp")
 """What `replacing` calls a file that is not complete: the name it will have, process and thread."""
 QUIET, DAY = 600.0, 86_400.0
 """Seconds without a write after which a temporary file is left over: of no process known here, and of any."""
-PARQUET = b"PAR1"
+SCRATCH = "scratch"
+"""What `temporary` makes the name of a folder for temporary files from."""
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DAMAGE = (EOFError, OSError, zlib.error, http.client.HTTPException)
 TIMEOUT_SECONDS = 60.0
@@ -736,6 +737,21 @@ def temporary(target: Path) -> Path:
     True
     """
     return target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+
+
+@contextlib.contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """A folder for temporary files inside another, gone when the block ends; `sweep` knows its name.
+
+    Raises InputError where it cannot be made.
+    """
+    path = temporary(folder / SCRATCH)
+    with _writing(str(path)):
+        path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager

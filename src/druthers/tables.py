@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 BOM = b"\xef\xbb\xbf"
+PARQUET = b"PAR1"
 LONGEST_CELL = 1 << 24
 """Characters in a cell; one that is longer has a quote that is never closed."""
 
@@ -75,6 +76,8 @@ class Table:
         """The lines as texts, as the csv module wants them."""
         for data in self.stream:
             self.given += 1
+            if self.given == 1 and data.startswith(PARQUET):
+                raise HeaderFault("is a Parquet file under another name; name it .parquet")
             yield self.decoded(data.removeprefix(BOM) if self.given == 1 else data)
 
     def decoded(self, data: bytes) -> str:

@@ -104,7 +104,7 @@ def curate(
         }
         again = cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile(dir=out)))
         ledger = Ledger(files["rejected"], again, stop=data.bad_rows == "stop")
-        spool = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=out, prefix=".pool.")))
+        spool = stack.enter_context(storage.scratch(out))
         shelf = Shelf(cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile(dir=out))), Columns(spool))
         desk = Desk(
             settings,

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from druthers import storage
 from druthers.report import datacharts, figures, findings, provenance, refused, wording
-from druthers.report.dataset import QUALITY, DataFiles, counts_by_reason, listed, read_data, whole_number
+from druthers.report.dataset import QUALITY, DataFiles, counts_by_reason, listed, read_data, source_names, whole_number
 from druthers.report.figures import EMPTY
 from druthers.report.findings import Found, fitted
 from druthers.report.layout import template
@@ -162,9 +162,7 @@ def facts(files: DataFiles) -> list[Fact]:
         return with_unit(wording.count, number(prompts, key), "prompts")
 
     return [
-        Fact(
-            "Source", fitted(wording.last_part(text(tree, "source")), 120) or NONE, f"sha256 {sha[:12]}…" if sha else ""
-        ),
+        Fact("Source", fitted(" and ".join(source_names(files)), 120) or NONE, f"sha256 {sha[:12]}…" if sha else ""),
         Fact("Form", wording.FORMS.get(form, fitted(form, 40) or NONE)),
         Fact(
             "Rows read",
@@ -179,7 +177,7 @@ def facts(files: DataFiles) -> list[Fact]:
         ),
         Fact(
             "Set aside",
-            f"{aside:,} rows",
+            f"{aside:,} {'rows and prompts' if made else 'rows'}",
             with_unit(wording.count, number(tree, refused.BEYOND) or None, "beyond the limit"),
         ),
     ]

@@ -8,10 +8,9 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from druthers import storage
 from druthers.config import Settings
 from druthers.report import provenance, wording
-from druthers.report.dataset import DataFiles, counts_by_reason, hash_of, read_data, whole_number
+from druthers.report.dataset import DataFiles, counts_by_reason, hash_of, read_data, source_names, whole_number
 from druthers.report.findings import Found, fitted, shown
 from druthers.report.reading import branch, number, text
 from druthers.report.refused import BEYOND, ELSE, REASONS
@@ -27,7 +26,7 @@ POLICY = ("data", "grade")
 """The sections of the settings that decide what the data is."""
 ALONE = ("seed", "model.path")
 BIASES = ("D4", "D5", "D6", "D9", "D12")
-MOST_FINDINGS = 40
+MOST_FINDINGS, MOST_COLUMNS = 40, 20
 NUMBER = re.compile(r"[\d−—]")
 
 
@@ -165,7 +164,7 @@ def sources(files: DataFiles) -> str:
     rows = [
         [
             "source",
-            code(" and ".join(named(files))),
+            code(" and ".join(source_names(files))),
             code(text(tree, "source_sha256") or "not hashed, because it is a URL"),
         ]
     ]
@@ -174,14 +173,10 @@ def sources(files: DataFiles) -> str:
         for name in ("train", "heldout")
     ]
     form = f"{wording.count(number(tree, 'rows'))} rows were read as {code(text(tree, 'format'))}.{grading(files)}"
+    left = list(branch(tree, "ignored_columns"))
+    more = f" and {len(left) - MOST_COLUMNS} more" if len(left) > MOST_COLUMNS else ""
+    form += f" Columns left aside: {', '.join(map(code, left[:MOST_COLUMNS]))}{more}." if left else ""
     return f"## Sources\n\n{form} {apart}\n\n{table(['what', 'where', 'sha256'], rows)}"
-
-
-def named(files: DataFiles) -> list[str]:
-    """The sources: files without the way to them, for a card goes to others, and addresses without their secrets."""
-    given = branch(files.tree("config.json"), "data").get("pairs")
-    names = given if isinstance(given, list) else [given or text(files.summary, "source")]
-    return [wording.last_part(storage.shown(name)) for name in names if isinstance(name, str) and name] or ["PAIRS"]
 
 
 def grading(files: DataFiles) -> str:
@@ -212,7 +207,7 @@ def code(words: str) -> str:
 def policy(files: DataFiles) -> str:
     """The settings that decided what is in it."""
     rows = [
-        [f"`{key}`", code(" and ".join(named(files)) if key == "data.pairs" else wording.last_part(value))]
+        [f"`{key}`", code(" and ".join(source_names(files)) if key == "data.pairs" else wording.last_part(value))]
         for key, value in provenance.settings(files.tree("config.json"))
         if decides(key)
     ]
@@ -310,7 +305,7 @@ def command(files: DataFiles) -> str:
     changes = [f"{key}={spelled(value)}" for key, value in own.items() if decides(key) and default.get(key) != value]
     given = [change for change in changes if not change.startswith(("data.pairs=", "model.path="))]
     model = wording.last_part(own.get("model.path", "default"))
-    names = named(files)
+    names = source_names(files)
     data = ["--data", *names] if len(names) == 1 else names
     words = ["druthers", "curate", *data, *(["--model", model] if model != "default" else [])]
     return " ".join(map(shlex.quote, [*words, "--run", "runs/again", *given]))

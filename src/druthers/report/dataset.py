@@ -18,7 +18,8 @@ from pydantic import ValidationError
 
 from druthers import storage
 from druthers.records import Finding, InputError
-from druthers.report.reading import Absent, Tree, branch, number, read_tree, reason
+from druthers.report import wording
+from druthers.report.reading import Absent, Tree, branch, number, read_tree, reason, text
 from druthers.storage import explain
 
 SUMMARY, QUALITY, REJECTED = "data/summary.json", "data/quality.json", "data/rejected.jsonl"
@@ -248,3 +249,10 @@ def whole_number(tree: Tree, key: str) -> int:
 def hash_of(path: Path) -> str:
     """SHA-256 of a file; empty where it is missing."""
     return storage.sha256(path) if path.is_file() else ""
+
+
+def source_names(files: DataFiles) -> list[str]:
+    """The sources: files without the way to them, for a card goes to others, and addresses without their secrets."""
+    given = branch(files.tree("config.json"), "data").get("pairs")
+    names = given if isinstance(given, list) else [given or text(files.summary, "source")]
+    return [wording.last_part(storage.shown(name)) for name in names if isinstance(name, str) and name] or ["PAIRS"]

@@ -36,7 +36,7 @@ REASONS = {
     "unjudged": ("No two responses judged", "Have two responses to the prompt judged."),
     "empty": ("Judged against nothing", "One of two responses has no text; write it, or leave the prompt out."),
     "same_text": ("Equal responses judged", "Equal responses teach nothing; sample others."),
-    "tie": ("Tie", "grade.ties=soft keeps ties with p = 0.5; or collect responses that differ more."),
+    "tie": ("Tied", "grade.ties=soft keeps ties with p = 0.5; or collect responses that differ more."),
     "below_gap": ("Ratings too close", "Lower grade.least_gap."),
     "both_bad": ("Both responses bad", "Have the prompt answered again: the better of two bad ones is bad."),
     "gate": ("No response passes the gate", "Lower the gate in grade.gates, or collect better responses."),

@@ -105,7 +105,8 @@ def wrong(found: list[Finding], quality: Mapping[str, Any]) -> list[tuple[str, s
     words = (("uncertain", "uncertain"), ("pass", "within limits"), ("undefined", "not computed"))
     rest = [f"{states.count(state)} {said}" for state, said in words if state in states]
     shown, more = told[:3], len(told) - 3
-    last = ([f"{more} more warnings and failures"] if more > 0 else []) + rest
+    others = "1 more warning or failure" if more == 1 else f"{more} more warnings and failures"
+    last = ([others] if more > 0 else []) + rest
     return shown + ([(", ".join(last), "green" if not bad else "dim")] if last else []) or [("no findings", "dim")]
 
 
@@ -120,15 +121,17 @@ def done(summary: Mapping[str, Any]) -> list[str]:
     counts = sorted(((int(number(aside, name) or 0), name) for name in aside), reverse=True)
     said = [f"{n:,} {REASONS.get(name, (name.replace('_', ' '), ''))[0].lower()}" for n, name in counts]
     total = sum(n for n, _ in counts)
+    what = "rows and prompts" if branch(summary, "graded") else f"row{'s' * (total != 1)}"
     beyond, joined = number(summary, BEYOND), number(summary, "joined_turns")
-    redacted = number(summary, "redacted.pairs")
+    redacted, left = number(summary, "redacted.pairs"), branch(summary, "ignored_columns")
     cut = sum(int(number(summary, f"cut.{side}") or 0) for side in ("chosen", "rejected"))
     return [
-        f"{total:,} rows set aside in data/rejected.jsonl: {', '.join(said)}" if total else "no row was set aside",
+        f"{total:,} {what} set aside in data/rejected.jsonl: {', '.join(said)}" if total else "no row was set aside",
         *([f"{wording.count(beyond)} rows beyond data.limit"] if beyond else []),
         *([f"{cut:,} response{'s' * (cut != 1)} cut to data.max_response in training"] if cut else []),
         *([f"personal data redacted in {wording.count(redacted)} pairs"] if redacted else []),
         *([f"{wording.count(joined)} rows had turns of one speaker joined"] if joined else []),
+        *([f"columns left aside: {', '.join(left)}"] if left else []),
     ]
 
 
