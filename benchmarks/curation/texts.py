@@ -1,4 +1,4 @@
-"""What is planted in texts: tokens of templates, personal data, breaks; and what only looks like them, in plain texts."""
+"""What is planted in texts: tokens of templates, personal data, breaks, and what looks like them in plain texts."""
 
 from __future__ import annotations
 
