@@ -191,7 +191,8 @@ def by_response(one: Tokens, two: Tokens, reduced: Callable[..., Any]) -> models
 
 def read(args: argparse.Namespace, tokenizer: Any) -> list[TokenizedPair]:
     """The first pairs of the source; raises InputError where there are fewer than asked for."""
-    records = list(storage.read(storage.locate(args.source).train, Pair))[: args.pairs]
+    sources = storage.locate(args.source).train
+    records = [pair for source in sources for pair in storage.read(source, Pair)][: args.pairs]
     if len(records) < args.pairs:
         raise InputError(f"--pairs {args.pairs}, but {args.source} holds {len(records)}; ask for fewer")
     return [tokenize(pair, tokenizer, max_prompt=1024, max_response=512) for pair in records]

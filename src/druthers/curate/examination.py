@@ -480,7 +480,7 @@ def write(found: Examined, data: Path) -> dict[str, Any]:
 def merged(quality: Mapping[str, Any], found: Examined) -> dict[str, Any]:
     """`quality.json` with these findings and figures in place of those of an earlier examination, and a new verdict.
 
-    >>> merged({"findings": [], "figures": []}, Examined())
+    >>> merged({"verdict": "fail", "findings": [], "figures": []}, Examined())
     {'verdict': 'pass', 'findings': [], 'figures': [], 'examined': {}}
     """
     kept = [row for row in quality["findings"] if not (isinstance(row, dict) and row.get("id") in IDS)]

@@ -62,8 +62,8 @@ def workload(settings: Settings, tokenizer: Any) -> Workload:
         most, share, how = None, 1.0, f"curated for this plan from {named}"
         if rows > WHOLE:
             most = max(1, SAMPLE // len(sources))
-            share = sum(min(most, storage.count(source)) for source in sources) / rows
-            how = f"estimated from the first {most:,} rows of {named}, of {rows:,} in all"
+            some = sum(min(most, storage.count(source)) for source in sources)
+            share, how = some / rows, f"estimated from the first {some:,} of {rows:,} rows of {named}"
         curate(settings, out=Path(place) / "data", tokenizer=tokenizer, most=most)
         seconds = (time.monotonic() - since) / share
         return read(Path(place) / "data", settings, tokenizer, how=how, seconds=seconds, share=share)
