@@ -20,6 +20,8 @@ from druthers.storage import offer
 Row = Mapping[str, Any]
 
 IGNORE = "ignore"
+LONGEST_NAME = 60
+"""Characters of a column's name from which on it is none: a cell where the names should stand, or damage."""
 RATING = "rating."
 """What a column with the ratings by one criterion begins with under our names."""
 NUMBERS = frozenset({"p", "m", "margin", "w", "weight"})
@@ -130,6 +132,9 @@ def unknown(row: Row, names: Names, known: Sequence[str]) -> list[str]:
             if not names.knows(name) and not (names.answers and names.answers(row, name)):
                 aside.append(name)
         elif not names.knows(name):
+            if len(name) > LONGEST_NAME:
+                said = f"{name[:LONGEST_NAME]}…: unknown column of {len(name):,} characters"
+                raise RowFault("malformed", f"{said}; if it is a table, its first line must name the columns")
             remedy = f"; to leave it aside set data.columns.{name}=ignore"
             raise RowFault("malformed", f"{name}: unknown column{offer(name, known)}{remedy}")
     return aside
