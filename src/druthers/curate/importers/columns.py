@@ -134,7 +134,7 @@ def unknown(row: Row, names: Names, known: Sequence[str]) -> list[str]:
         elif not names.knows(name):
             if len(name) > LONGEST_NAME:
                 said = f"{name[:LONGEST_NAME]}…: unknown column of {len(name):,} characters"
-                raise RowFault("malformed", f"{said}; the first line of a table must name its columns")
+                raise RowFault("malformed", f"{said}; if it is a table, its first line must name the columns")
             remedy = f"; to leave it aside set data.columns.{name}=ignore"
             raise RowFault("malformed", f"{name}: unknown column{offer(name, known)}{remedy}")
     return aside
