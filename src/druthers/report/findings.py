@@ -44,7 +44,6 @@ MEASURES = {
     "edit": "pairs of nearly the same text",
     "effective": "effective number of pairs",
     "flip": "pairs that training cannot flip",
-    "gap": "how much likelier chosen is to the model",
     "language": "answers in another language than asked",
     "leak": "leaks",
     "logprob": "how likely the chosen answers are to the model",
@@ -63,6 +62,8 @@ MEASURES = {
     "turned": "pairs that training turned",
 }
 """What the ids of findings call by a short word."""
+OWN_MEASURES = {"D12.gap": "how much likelier chosen is to the model"}
+"""The same for a word that means something else in another id."""
 SCORES = ("D3.", "D5.", "D8.shift", "D8.diversity", "D9.ches")
 """Findings without a unit that are no shares: agreement, areas under a curve and products of hidden states are told as
 plain numbers."""
@@ -116,9 +117,12 @@ def title_of(name: str) -> str:
 
     >>> title_of("D1.leak"), title_of("D4.length_alone"), title_of("D8.coverage"), title_of("X9.new")
     ('Duplicates and leaks: leaks', 'Biases: length alone', 'Coverage', 'X9: new')
+    >>> title_of("D5.gap"), title_of("D12.gap")
+    ('Shortcuts: gap', 'On-policy: how much likelier chosen is to the model')
     """
     group, _, measure = name.partition(".")
-    title, words = TITLES.get(group, group), MEASURES.get(measure, measure.replace("_", " "))
+    title = TITLES.get(group, group)
+    words = OWN_MEASURES.get(name) or MEASURES.get(measure, measure.replace("_", " "))
     return title if not words or title.casefold().startswith(words.casefold()) else f"{title}: {words}"
 
 
