@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from druthers import power
@@ -112,6 +112,7 @@ def test_no_correlation_without_rows_that_share_a_prompt() -> None:
     assert isinstance(equal, Undefined)
 
 
+@example(n=16, changed=1.0, design=5.0)
 @given(st.integers(10, 10**6), shares, st.floats(1.0, 6.0))
 def test_needed_and_detectable_are_inverse(n: int, changed: float, design: float) -> None:
     found = power.detectable_difference(n, changed=changed, design=design)

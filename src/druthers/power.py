@@ -71,7 +71,8 @@ def detectable_difference(
     if n <= 0 or inner < 0:
         return inf
     found = sqrt(changed) * (alpha * sqrt(own) + beta * sqrt(inner)) / (own + beta**2)
-    return found if found <= changed else inf
+    solves = found * sqrt(own) >= alpha * sqrt(changed) - 1e-9  # squaring the equation has brought in another root
+    return found if solves and found <= changed else inf
 
 
 def check_comparison(*, changed: float, design: float, power: float, level: float) -> None:
