@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from transformers import BertConfig, BertModel
 
 from druthers import embeddings
-from druthers.embeddings import Encoder, asked, batches, counts, embed, load, save, shortened
-from druthers.records import InputError, Message, user
+from druthers.embeddings import Encoder, batches, counts, embed, load, save, shortened
+from druthers.records import InputError, Message, asked, user
 from tests import tiny
 
 TEXTS = [

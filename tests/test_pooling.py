@@ -342,3 +342,48 @@ def test_whatever_is_said_nothing_is_lost(tmp_path: Path, said: Sequence[tuple[s
     assert left == made["pairs"] + made["unmade"] + read
     assert made["comparisons"] == made["pairs"] + sum(made["reasons"].values())
     assert summary.rows == len(FRUIT) + len(rows)
+
+
+# ---------------------------------------------------------------- both sides, columns, and what does not fit
+
+
+def test_opinions_on_both_sides_are_summed_and_only_those_of_training_are_told_of(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.jsonl", [*FRUIT, vote("Tied?", "Yes.", "No.", "tie", "ann")])
+    held = put(tmp_path / "b.jsonl", [vote(f"Bird {i}?", "Robin.", "Stone.", "a", "zoe") for i in range(7)])
+    summary = run(path, tmp_path / "data", data__heldout=str(held))
+    assert summary.graded is not None
+    assert (summary.graded["items"], summary.graded["pairs"], summary.graded["unmade"]) == (48, 47, 1)
+    left = summary.train + summary.heldout + sum(summary.rejected.values()) + summary.beyond_limit
+    assert left == summary.graded["pairs"] + summary.graded["unmade"] == summary.rows
+    quality = json.loads((tmp_path / "data" / "quality.json").read_text("utf-8"))
+    assert [one["name"] for one in quality["annotators"]] == ["ann"]
+
+
+def test_those_who_judged_the_held_out_part_alone_are_not_told_of_as_those_of_training(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.jsonl", [{"prompt": f"q {i}?", "chosen": "Plum.", "rejected": "No."} for i in range(9)])
+    held = put(tmp_path / "b.jsonl", [vote(f"Bird {i}?", "Robin.", "Stone.", "a", "zoe") for i in range(7)])
+    run(path, tmp_path / "data", data__heldout=str(held))
+    quality = json.loads((tmp_path / "data" / "quality.json").read_text("utf-8"))
+    assert "annotators" not in quality
+    assert not any(one["id"].startswith("D3.") for one in quality["findings"])
+
+
+def test_a_mapped_column_that_is_nowhere_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.jsonl", [row | {"sprache": "de"} for row in FRUIT])
+    with pytest.raises(InputError, match=r"data\.columns\.spache: none of the first rows \(40\) .* mean 'sprache'"):
+        run(path, tmp_path / "data", data__columns={"spache": "group"})
+    run(path, tmp_path / "data", data__columns={"sprache": "group"})
+    assert {pair.group for pair in pairs(tmp_path / "data")} == {"de"}
+
+
+def test_what_a_policy_cannot_be_applied_to_is_said_with_file_and_line(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"Q{i}?", "responses": [f"one {i}", f"two {i}"], "ratings": {"tone": [4, 2], "truth": [1, 5]}}
+        for i in range(30)
+    ]
+    mixed = {"prompt": "Odd?", "responses": ["x", "y"], "ratings": {"tone": [4, 2]}, "ranks": {"truth": [1, 2]}}
+    path = put(tmp_path / "a.jsonl", [*rows, mixed])
+    with pytest.raises(InputError, match=r"a\.jsonl:31: criteria tone, truth are judged on the scales rank and rating"):
+        run(path, tmp_path / "sum")
+    with pytest.raises(InputError, match=r"a\.jsonl:31: the gate 'truth' is judged on the scale 'rank'"):
+        run(path, tmp_path / "gate", grade__combine="apart", grade__gates={"truth": 1.0})

@@ -210,3 +210,10 @@ def test_a_file_that_holds_no_clusters_is_refused_and_left_as_it_is(tmp_path: Pa
     with pytest.raises(InputError, match=r"notes\.txt: is not a file of clusters"):
         run(put(tmp_path / "a.jsonl", rows(30)), tmp_path / "data", clusters=str(file))
     assert file.read_text() == "mine"
+
+
+def test_sides_by_meaning_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embeddings, "installed", lambda: None)
+    with pytest.raises(InputError, match=r"install it with `pip install .*`, or leave data\.clusters out"):
+        run(put(tmp_path / "a.jsonl", rows(30)), tmp_path / "data", clusters=str(tmp_path / "c.npz"))
+    assert not (tmp_path / "c.npz").exists()

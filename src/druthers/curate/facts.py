@@ -21,7 +21,7 @@ from druthers.curate.nearness import Hashes, Places, Sets
 from druthers.curate.split import draws, evened, hashed
 from druthers.curate.surface import NAMES as SURFACE
 from druthers.curate.surface import surface
-from druthers.records import Message, Pair, text_of
+from druthers.records import Message, Pair, asked, text_of
 
 ID = np.dtype("S24")
 
@@ -155,11 +155,6 @@ def texts_in(line: bytes) -> Texts:
     row = json.loads(line)
     prompt = [message for message in row["prompt"] if message["role"] != "system"]
     return Texts(*("\n".join(m["content"] for m in talk) for talk in (prompt, row["chosen"], row["rejected"])))
-
-
-def asked(prompt: Sequence[Message]) -> str:
-    """What is asked, without a system turn: many prompts share that."""
-    return text_of(message for message in prompt if message.role != "system")
 
 
 def comparison(pair: Pair) -> tuple[int, bool]:

@@ -60,7 +60,7 @@ UNMADE = {
     "unjudged": "nobody judged two of its responses, or not by every criterion that is summed",
     "empty": "of two responses that were judged one has no text",
     "same_text": "the responses that were judged have the same text",
-    "tie": "nobody, or as many as not, found one response better (grade.ties=soft keeps ties)",
+    "tie": "what was said does not tell which response is better (grade.ties=soft keeps such a pair with p = 0.5)",
     "below_gap": "the ratings lie closer than grade.least_gap",
     "both_bad": "both responses were called bad, so the prompt should be answered again",
     "gate": "no response passes the gates of grade.gates",

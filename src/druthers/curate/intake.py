@@ -6,10 +6,10 @@ import contextlib
 import itertools
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, Literal, cast
 
 from druthers import storage
 from druthers.blocks import BlockTokenizer
@@ -17,13 +17,14 @@ from druthers.config import DataSettings, Settings
 from druthers.curate import pooling
 from druthers.curate.facts import form_of
 from druthers.curate.grading import Survey, check_names, policy_of, survey
-from druthers.curate.importers import OPINIONS, Form, Imported, Importer, detect
+from druthers.curate.importers import INNER, OPINIONS, Form, Imported, Importer, detect
+from druthers.curate.importers.columns import Row
 from druthers.curate.ledger import Ledger, Shelf
 from druthers.curate.nearness import Hashes
 from druthers.curate.pooling import Pool, Tally
 from druthers.curate.reading import Job, Reader, imported, jobs, read
 from druthers.records import InputError, Message
-from druthers.storage import Line, Source
+from druthers.storage import Line, Source, offer
 
 LOOKS, TELLING = 1000, 100
 """Rows in which words are looked for that many prompts have, and rows whose form is looked at."""
@@ -31,10 +32,14 @@ ALONE = 32 << 20
 """Bytes of a source up to which starting other processes takes longer than it saves, and for each of which one is."""
 
 
+Side = Literal["train", "heldout"]
+
+
 @dataclass(frozen=True)
 class Judged:
-    """What people said: the pool of it, what was learned of them, and what became of it."""
+    """What people said of one side: the pool of it, what was learned of them, and what became of it."""
 
+    side: Side
     pool: Pool
     known: Survey
     tally: Tally
@@ -62,24 +67,26 @@ class Desk:
     def take(self, source: Source) -> tuple[int | None, Hashes]:
         """Read all; how many pairs the held-out part has (None where there is none), and what many prompts have.
 
-        Raises InputError for a bad file, for a bad row where those stop the run, and for a criterion of `grade` that
-        nobody judged by.
+        Raises InputError for a bad file, for a bad row where those stop the run, for a column of `data.columns` that is
+        nowhere, and for a criterion of `grade` that nobody judged by.
         """
         data, held = self.settings.data, None
         first = {path: first_of(path) for path in (*source.train, *source.heldout)}
         known = {path: Importer.of(path, form_in(rows, data), columns=data.columns) for path, rows in first.items()}
+        check_columns(data.columns, [line.row for rows in first.values() for line in rows])
         self.forms = list(dict.fromkeys(known[path].form for path in source.train))
         shared = form_of([prompt for path in source.train for prompt in prompts_of(first[path], known[path])])
         if source.heldout:
-            self.fill([(path, known[path]) for path in source.heldout], shared, most=None)
+            self.fill("heldout", [(path, known[path]) for path in source.heldout], shared)
             held = len(self.shelf)
-        self.fill([(path, known[path]) for path in source.train], shared, most=self.most)
+        self.fill("train", [(path, known[path]) for path in source.train], shared)
         if self.judged and self.most is None:  # of a part of the rows a criterion may be missing
             check_names(policy_of(self.settings.grade), [each.known for each in self.judged])
         return held, shared
 
-    def fill(self, sources: Sequence[tuple[str, Importer]], shared: Hashes, *, most: int | None) -> None:
+    def fill(self, side: Side, sources: Sequence[tuple[str, Importer]], shared: Hashes) -> None:
         """Read the sources of one side: those of pairs one after the other, then all opinions together."""
+        most = self.most if side == "train" else None
         spoken = [(path, importer) for path, importer in sources if importer.form in OPINIONS]
         for path, importer in sources:
             if importer.form not in OPINIONS:
@@ -87,7 +94,7 @@ class Desk:
                 self.put(jobs(path, most=most), self.reader(importer, shared), workers=workers)
         if spoken:
             workers = max(processes_for(path, self.workers) for path, _ in spoken)
-            self.put(self.graded(spoken, most=most), self.reader(spoken[0][1], shared), workers=workers)
+            self.put(self.graded(side, spoken, most=most), self.reader(spoken[0][1], shared), workers=workers)
 
     def reader(self, importer: Importer, shared: Hashes) -> Reader:
         """What reads the rows of one form."""
@@ -107,7 +114,7 @@ class Desk:
                 self.shelf.add(part.name, part.lines, part.facts, part.groups)
                 self.tell(part.rows)
 
-    def graded(self, sources: Sequence[tuple[str, Importer]], *, most: int | None) -> Iterator[Job]:
+    def graded(self, side: Side, sources: Sequence[tuple[str, Importer]], *, most: int | None) -> Iterator[Job]:
         """The pairs that the opinions of some sources make."""
         policy, ledger = policy_of(self.settings.grade), self.ledger
         with tempfile.TemporaryFile(dir=self.spool) as file:
@@ -116,10 +123,11 @@ class Desk:
             found = pooling.pool(sources, ledger, spool=self.spool, into=into, most=most, tell=self.tell)
             refused = sum(ledger.reasons.values()) - refused
             assert ledger.rows - rows == found.rows + refused, "a row was lost"
-            known = survey(found.items, policy, seed=self.settings.seed)
             tally = Tally(policy)
-            yield from pooling.pairs(found, policy, known, tally)
-        self.judged.append(Judged(found, known, tally))
+            with found.placing():
+                known = survey(found.items, policy, seed=self.settings.seed)
+                yield from pooling.pairs(found, policy, known, tally)
+        self.judged.append(Judged(side, found, known, tally))
 
 
 def processes_for(path: str, workers: int) -> int:
@@ -141,6 +149,28 @@ def form_in(first: Sequence[Line], data: DataSettings) -> Form:
     if data.format != "auto":
         return data.format
     return detect([line.row for line in first[:TELLING] if not line.fault], columns=data.columns)
+
+
+def check_columns(columns: Mapping[str, str], rows: Sequence[Row]) -> None:
+    """Raises InputError for a mapped column that none of the first rows has: a misspelt one would go unseen.
+
+    >>> check_columns({"frge": "prompt"}, [{"frage": "Name a fruit."}])
+    Traceback (most recent call last):
+    druthers.records.InputError: data.columns.frge: none of the first rows (1) has that column; did you mean 'frage'?
+    """
+    there = {name for row in rows for name in names_in(row)}
+    for name in columns:
+        if there and name not in there:
+            remedy = offer(name, sorted(there))
+            raise InputError(f"data.columns.{name}: none of the first rows ({len(rows):,}) has that column{remedy}")
+
+
+def names_in(row: Row) -> Iterator[str]:
+    """The columns of a row, and those of the fields of a project inside it."""
+    yield from row
+    for inner in INNER.values():
+        if isinstance(row.get(inner), dict):
+            yield from row[inner]
 
 
 def prompts_of(first: Iterable[Line], importer: Importer) -> list[Sequence[Message]]:

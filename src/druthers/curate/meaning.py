@@ -16,6 +16,7 @@ from druthers.curate import clusters
 from druthers.curate.clusters import Clusters
 from druthers.curate.facts import Facts, Texts
 from druthers.curate.filters import Mask
+from druthers.records import InputError
 from druthers.storage import cache_folder
 
 
@@ -41,12 +42,15 @@ def part(
     """The sides of the pairs that are kept, by clusters of their prompts, which `path` remembers where it is there.
 
     Where the held-out pairs are given, pairs for training whose prompts mean nearly what a held-out one means are left
-    out, and nothing is remembered. Raises InputError for a file that is none of clusters, or of another encoder.
+    out, and nothing is remembered. Raises InputError for a file that is none of clusters or of another encoder, and
+    where the encoder is not installed: vectors that depend on the texts at hand could not be compared later.
     """
+    if embeddings.installed() is None:
+        raise InputError(f"{embeddings.WANTED}, or leave data.clusters out")
     kept = np.flatnonzero(kept_B)
     key_P, first, prompt_K = np.unique(facts.asked_B[kept], return_index=True, return_inverse=True)
     texts = [look(int(i)).asked for i in kept[first]]
-    encoder = embeddings.load(corpus=texts)
+    encoder = embeddings.load()
     vectors_PD = embeddings.embed(texts, encoder=encoder, cache=cache_folder("embeddings"))
     held, between = np.zeros(len(facts), dtype=bool), np.zeros(len(facts), dtype=bool)
     if heldout_B is not None:

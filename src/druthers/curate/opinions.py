@@ -87,6 +87,14 @@ def spoken(criterion: str) -> str:
     return criterion or "overall"
 
 
+class Misfit(InputError):
+    """A row that a policy cannot be applied to, and why."""
+
+    def __init__(self, row: Candidates, why: str) -> None:
+        super().__init__(why)
+        self.row = row
+
+
 class View(NamedTuple):
     """What one annotator said by one criterion, without the machinery of a record."""
 
@@ -160,7 +168,7 @@ def whole(said: list[View]) -> list[View]:
 def graded(said: Mapping[str, list[View]], policy: Policy, *, row: Candidates) -> dict[str, list[View]]:
     """The views that pairs are made of, by the criterion that the pairs will carry ("" where criteria are summed).
 
-    `row` is what they were said of. Raises InputError where criteria on different scales would be summed.
+    `row` is what they were said of. Raises Misfit where criteria on different scales would be summed.
     """
     weights = dict(policy.criteria)
     if policy.combine == "apart":
@@ -177,9 +185,10 @@ def summed(chosen: Mapping[str, list[View]], weights: Mapping[str, float], *, ro
     """One view of each annotator over all criteria; one of all together where they did not judge the same criteria."""
     scales = {view.scale for found in chosen.values() for view in found}
     if len(scales) > 1:
-        raise InputError(
-            f"prompt {row.prompt_id}: criteria {', '.join(map(spoken, chosen))} are judged on the scales "
-            f"{' and '.join(sorted(scales))}, which cannot be summed; use grade.combine=apart, or one scale"
+        raise Misfit(
+            row,
+            f"criteria {', '.join(map(spoken, chosen))} are judged on the scales "
+            f"{' and '.join(sorted(scales))}, which cannot be summed; use grade.combine=apart, or one scale",
         )
     by: dict[str, dict[str, View]] = {}
     for criterion, found in chosen.items():
@@ -236,16 +245,17 @@ def both_bad(votes: list[Vote]) -> bool:
 def passing(said: Mapping[str, list[View]], policy: Policy, *, row: Candidates) -> list[bool | None]:
     """Whether each response passes all gates; None where one that it does not fail was not judged.
 
-    The rating held against a gate is the mean over annotators. Raises InputError where a gate was not judged by
+    The rating held against a gate is the mean over annotators. Raises Misfit where a gate was not judged by
     ratings.
     """
     out: list[bool | None] = [True] * len(row.responses)
     for criterion, least in policy.gates:
         for view in said.get(criterion, ()):
             if view.scale != "rating":
-                raise InputError(
-                    f"prompt {row.prompt_id}: the gate {spoken(criterion)!r} is judged on the scale {view.scale!r}, "
-                    "but a least rating needs ratings; rate it, or take it out of grade.gates"
+                raise Misfit(
+                    row,
+                    f"the gate {spoken(criterion)!r} is judged on the scale {view.scale!r}, "
+                    "but a least rating needs ratings; rate it, or take it out of grade.gates",
                 )
         for i in range(len(out)):
             known = [w for view in said.get(criterion, ()) if (w := view.worth[i]) is not None]

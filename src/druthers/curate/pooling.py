@@ -24,8 +24,9 @@ from druthers.curate.gather import Placed, gather, together
 from druthers.curate.grading import UNMADE, Graded, Policy, Survey, grade
 from druthers.curate.importers import GATHERED, Importer, RowFault
 from druthers.curate.ledger import Ledger, Refusal, number, refusal
+from druthers.curate.opinions import Misfit, spoken
 from druthers.curate.quality import clusters
-from druthers.records import Candidates, Pair
+from druthers.records import Candidates, InputError, Pair
 from druthers.stats import Estimate, Undefined
 from druthers.storage import encode
 
@@ -70,6 +71,15 @@ class Pool:
         self.file.seek(0)
         for line in self.file:
             yield Candidates.model_validate(json.loads(line))
+
+    @contextlib.contextmanager
+    def placing(self) -> Iterator[None]:
+        """What a policy cannot be applied to inside the block, said with its file and line."""
+        try:
+            yield
+        except Misfit as fault:
+            at = next(place for place, item in enumerate(self.items()) if item == fault.row)
+            raise InputError(f"{self.where(at)}: {fault}") from None
 
     def where(self, place: int) -> str:
         """File and line of an item's first row."""
@@ -177,6 +187,16 @@ class Tally:
             "policy": self.policy.version,
         }
 
+    def __add__(self, other: Tally) -> Tally:
+        """What became of both; who is doubted is each one's own."""
+        return Tally(
+            self.policy,
+            items=self.items + other.items,
+            unmade=self.unmade + other.unmade,
+            pairs=self.pairs + other.pairs,
+            reasons=self.reasons + other.reasons,
+        )
+
     def add(self, made: Graded, *, where: str) -> None:
         """Count an item, and note the pairs in which somebody is probably wrong."""
         self.items += 1
@@ -214,5 +234,5 @@ def annotators(known: Survey) -> list[dict[str, Any]]:
     for _, one in sorted(known.judged.items()):
         for _, person in sorted(one.annotators.items()):
             said = person.as_dict() | {"n": person.votes}
-            found.append(said if len(known.judged) == 1 else said | {"criterion": one.as_dict()["criterion"]})
+            found.append(said if len(known.judged) == 1 else said | {"criterion": spoken(one.criterion)})
     return found

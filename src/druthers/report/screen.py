@@ -21,8 +21,9 @@ LABEL = 10
 STYLES = {"fail": "red", "warn": "yellow", "uncertain": "dim", "undefined": "dim", "pass": "green"}
 SHARES = {"data": 4, "found": 8, "done": 4, "enough": 2, "next": 4, "page": 2}
 """The most lines of each part; together they fill a screen of 24."""
-ENOUGH, NEXT = ("A3h.", "A3p."), "A5."
-"""How the rules of advice begin that say whether it is enough, and what to collect next."""
+FIRST, ENOUGH, NEXT = "-first", ("A3h.", "A3p."), "A5."
+"""How the rules of advice end that say what keeps one from training, and how those begin that say whether it is enough
+and what to collect next."""
 
 
 @dataclass(frozen=True)
@@ -136,9 +137,11 @@ def done(summary: Mapping[str, Any]) -> list[str]:
 
 
 def enough(quality: Mapping[str, Any]) -> list[str]:
-    """Whether it is enough: to be measured by, and of different prompts; nothing where nobody asked."""
+    """Whether it is enough: what must be done first, to be measured by, and of different prompts; nothing where nobody
+    asked."""
     answers = [row for row in listed(quality, "advice") if isinstance(row, dict) and text(row, "answer")]
-    by_rule = [text(row, "answer") for row in answers if text(row, "rule").startswith(ENOUGH)]
+    by_rule = [text(row, "answer") for row in answers if text(row, "rule").endswith(FIRST)]
+    by_rule += [text(row, "answer") for row in answers if text(row, "rule").startswith(ENOUGH)]
     by_question = [text(row, "answer") for row in answers if "enough" in text(row, "question").lower()]
     return by_rule or by_question[:1]
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
+from druthers.config import Form
 from druthers.curate.importers import columns as named
 from druthers.curate.importers.columns import Names, Row
 from druthers.curate.importers.exports import (
@@ -56,25 +57,6 @@ from druthers.records import Candidates, Pair
 from druthers.storage import Line
 
 __all__ = ["FORMS", "GATHERED", "Form", "Imported", "Importer", "RowFault", "check", "detect", "read", "read_pair"]
-
-Form = Literal[
-    "druthers",
-    "candidates",
-    "trl",
-    "hh",
-    "openai",
-    "sagemaker",
-    "ratings",
-    "ranking",
-    "votes",
-    "unpaired",
-    "ultrafeedback",
-    "shp",
-    "groundtruth",
-    "labelstudio",
-    "argilla",
-]
-"""Every form of rows; docs/data-formats.md shows a line of each."""
 
 FORMS: tuple[Form, ...] = get_args(Form)
 GATHERED: frozenset[Form] = frozenset(("ratings", "ranking", "votes", "unpaired"))
