@@ -10,7 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from druthers.curate import nearness
-from druthers.curate.nearness import Sets, both, candidates, features, jaccard, runs, shingles, signatures, words
+from druthers.curate.nearness import (
+    Sets,
+    both,
+    candidates,
+    distinct,
+    features,
+    jaccards,
+    runs,
+    shingles,
+    signatures,
+    words,
+)
 
 texts = st.lists(st.text(st.sampled_from("ab dé日本ｗ.\n'"), max_size=30), max_size=8)
 
@@ -20,8 +31,20 @@ def sentence(draw: random.Random, count: int) -> list[str]:
 
 
 def index(a: str, b: str) -> float:
-    found = shingles(words([a, b]))
-    return jaccard(found.of(0), found.of(1))
+    return float(jaccards(distinct(shingles(words([a, b]))), np.array([[0, 1]]))[0])
+
+
+@given(texts, st.randoms(use_true_random=False), st.integers(1, 40))
+def test_the_index_of_many_pairs_is_that_of_their_sets_whatever_the_block(
+    found: list[str], draw: random.Random, most: int
+) -> None:
+    whole = shingles(words(found))
+    sets = [set(whole.of(i).tolist()) for i in range(len(whole))]
+    pairs = [(draw.randrange(len(sets)), draw.randrange(len(sets))) for _ in range(9)] if sets else []
+    wanted = [len(sets[a] & sets[b]) / len(sets[a] | sets[b]) if sets[a] | sets[b] else 1.0 for a, b in pairs]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nearness, "TOGETHER", most)
+        assert jaccards(distinct(whole), np.array(pairs, dtype=np.int64).reshape(-1, 2)).tolist() == wanted
 
 
 @given(texts)
@@ -65,7 +88,7 @@ def test_signatures_estimate_the_index_of_their_sets() -> None:
         other = [word if draw.random() < 0.9 else f"word{draw.randrange(5000)}" for word in one]
         found = features(words([" ".join(one), " ".join(other)]))
         a, b = signatures(found)
-        errors.append(float((a == b).mean()) - jaccard(found.of(0), found.of(1)))
+        errors.append(float((a == b).mean()) - float(jaccards(distinct(found), np.array([[0, 1]]))[0]))
     assert abs(np.mean(errors)) < 0.02
     assert np.std(errors) < 0.09  # sqrt(.25 / 48) = 0.072 at the most
 

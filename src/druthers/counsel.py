@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
 from pathlib import Path
@@ -20,7 +20,7 @@ from rich.table import Table
 from druthers import storage
 from druthers.config import Settings, to_json
 from druthers.curate.advice import Evidence, Group, advise
-from druthers.curate.census import Census
+from druthers.curate.census import Census, Row, grades
 from druthers.curate.gaps import DOUBTS, Gaps
 from druthers.curate.rules import QUESTIONS
 from druthers.power import Curve, Point, fit_curve
@@ -104,9 +104,25 @@ def count_pairs(run: Run, *, bars: Bars) -> Census | None:
         return None
     counted, summary = Census(), run.json(CURATED)
     bar, total = bars("pairs read"), summary["train"] + summary["heldout"]
-    counted.train(told(lines_of(run, "data/train.jsonl"), bar, 0, total))
-    counted.heldout(told(lines_of(run, "data/heldout.jsonl"), bar, summary["train"], total))
+    train, heldout = (graded_of(run, f"data/{side}.jsonl", whole=key) for side, key in WHOLE.items())
+    counted.train(told(train, bar, 0, total))
+    counted.heldout(told(heldout, bar, summary["train"], total))
     return counted
+
+
+WHOLE = {"train": "criterion", "heldout": "group"}
+"""On each side, with which key a pair has to be read with its texts to be counted."""
+
+
+def graded_of(run: Run, name: str, *, whole: str) -> Iterator[Mapping[str, Any]]:
+    """The rows of a file of pairs, without their texts where `census.grades` can do so; none where it is missing."""
+    path = run.folder / name
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            row = grades(line, whole=(whole,))
+            yield storage.row_of(f"{path}:{number}", line) if row is None else row
 
 
 def lines_of(run: Run, name: str) -> Iterator[dict[str, Any]]:
@@ -117,7 +133,7 @@ def lines_of(run: Run, name: str) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def told(rows: Iterator[dict[str, Any]], bar: Bar, done: int, total: int) -> Iterator[dict[str, Any]]:
+def told(rows: Iterable[Row], bar: Bar, done: int, total: int) -> Iterator[Row]:
     """The rows, with a word to the bar now and then."""
     for i, row in enumerate(rows, start=done + 1):
         if i % EVERY == 0:

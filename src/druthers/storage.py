@@ -110,9 +110,7 @@ def rows(path: str) -> Generator[tuple[str, dict[str, Any]]]:
     """
     with contextlib.closing(lines(path)) as found:
         for line in found:
-            if line.fault:
-                raise InputError(f"{line.where}: {line.fault}")
-            yield line.where, line.row
+            yield line.where, checked(line)
 
 
 def lines(path: str) -> Generator[Line]:
@@ -124,6 +122,18 @@ def lines(path: str) -> Generator[Line]:
                 raise InputError(f"{shown(file)}: is empty; give at least one row")
             yield first
             yield from found
+
+
+def row_of(where: str, line: bytes) -> dict[str, Any]:
+    """One line of JSONL that was read already; raises InputError, with its place, where it is no JSON object."""
+    return checked(_json_line(where, line))
+
+
+def checked(line: Line) -> dict[str, Any]:
+    """The row of a line; raises InputError for a bad one."""
+    if line.fault:
+        raise InputError(f"{line.where}: {line.fault}")
+    return line.row
 
 
 def read(path: str, kind: type[R]) -> Generator[R]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,6 +75,29 @@ class Criteria:
         several = [set(said.values()) for said in self.orders.values() if len(said) > 1]
         found = wilson(sum(len(orders) > 1 for orders in several), len(several))
         return None if isinstance(found, Undefined) else found
+
+
+GRADES = tuple(f'"{name}":'.encode() for name in ("p", "margin", "group", "criterion", "tools"))
+
+
+def grades(line: bytes, *, whole: Sequence[str]) -> Row | None:
+    """What stands behind the texts on the line of a pair, without reading these; None where all must be read.
+
+    That is so where a key of `whole` stands there, and where the line is not one that curation wrote.
+
+    >>> grades(b'{"id": "1", "prompt": [], "chosen": [], "rejected": [], "p": 0.5}', whole=("criterion",))
+    {'p': 0.5}
+    >>> grades(b'{"p": 0.5, "prompt": [], "chosen": [], "rejected": []}', whole=()) is None
+    True
+    """
+    at = line.rfind(b"]") + 1
+    if not at or any(line.find(key, 0, at) >= 0 for key in GRADES):
+        return None
+    try:
+        row = json.loads(b"{" + line[at:].lstrip(b", "))
+    except ValueError:
+        return None
+    return None if any(row.get(key) for key in whole) else row
 
 
 def digest(content: object) -> bytes:

@@ -6,18 +6,31 @@ Letters: B pairs, P prompts.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from druthers.curate.facts import Facts, Texts
-from druthers.curate.nearness import Hashes, Places, agreeing, candidates, jaccard, shingles, without, words
+from druthers.curate.nearness import (
+    Hashes,
+    Places,
+    Sets,
+    agreeing,
+    candidates,
+    distinct,
+    jaccards,
+    shingles,
+    without,
+    words,
+)
 
 Mask = NDArray[np.bool_]
 GUESS = 0.4
 """Share of the hashes of two signatures that must agree for their texts to be looked at."""
+LOOKED_AT = 1 << 13
+"""Pairs of texts that are compared at once."""
 RARE = 4
 """Prompts that a passage may stand in and still be taken for copied; one in more of them is a form that many share."""
 KEPT = ""
@@ -86,18 +99,34 @@ def leave_out_near(found: Fates, facts: Facts, read: Callable[[int], Texts], *, 
     kept = np.flatnonzero(found.kept_B)
     pairs = candidates(facts.responses_BK[kept], least=GUESS)
     pairs = kept[pairs[agreeing(facts.prompts_BK[kept], pairs) >= GUESS * facts.prompts_BK.shape[1]]]
-    sets = functools.lru_cache(1 << 14)(lambda i: sets_of(read(i), form=form))
+    pairs = pairs[(facts.slice_B[pairs[:, 0]] == facts.slice_B[pairs[:, 1]]) & ~found.back_B[pairs[:, 1]]]
+    pairs = pairs[close(pairs, read, functools.partial(written, form=form), least=least)]
     for earlier, later in pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))].tolist():
-        staying = found.reason_B[earlier] == found.reason_B[later] == KEPT
-        staying = staying and facts.slice_B[earlier] == facts.slice_B[later] and not found.back_B[later]
-        if staying and same(sets(earlier), sets(later), least=least):
+        if found.reason_B[earlier] == found.reason_B[later] == KEPT:
             found.reason_B[later], found.other_B[later] = "near_duplicate", earlier
 
 
-def sets_of(pair: Texts, *, form: Hashes) -> list[Hashes]:
+def close(
+    pairs: Places, read: Callable[[int], Texts], parts: Callable[[list[Texts]], Iterator[Sets]], *, least: float
+) -> Mask:
+    """Of pairs of places (M, 2): whether each part of their texts is nearly the same; texts are read by blocks."""
+    near = np.zeros(len(pairs), dtype=bool)
+    order = np.lexsort((pairs[:, 1], pairs[:, 0]))  # what is held against several is read for them together
+    for start in range(0, len(order), LOOKED_AT):
+        some = order[start : start + LOOKED_AT]
+        members, at = np.unique(pairs[some], return_inverse=True)
+        at, alive = at.reshape(-1, 2), np.ones(len(some), dtype=bool)
+        for part in parts([read(int(i)) for i in members]):
+            alive[alive] = jaccards(distinct(part), at[alive]) >= least
+        near[some] = alive
+    return near
+
+
+def written(texts: list[Texts], *, form: Hashes) -> Iterator[Sets]:
     """What prompt, chosen and rejected are compared by."""
-    whole = shingles(words([pair.chosen, pair.rejected]))
-    return [*asked_for(pair, form=form), *(np.unique(whole.of(side)) for side in range(2))]
+    for sides in ([text.chosen for text in texts], [text.rejected for text in texts]):
+        yield shingles(words(sides))
+    yield from asked_for(texts, form=form)
 
 
 def leave_out_contradictions(found: Fates, facts: Facts) -> None:
@@ -140,25 +169,20 @@ def alike(facts: Facts, read: Callable[[int], Texts], *, least: float, form: Has
     order = np.argsort(first)
     first_P = first[order]
     near = candidates(facts.prompts_BK[first_P], least=GUESS)
-    sets = functools.lru_cache(1 << 14)(lambda p: asked_for(read(int(first_P[p])), form=form))
-    close = np.array([same(sets(a), sets(b), least=least) for a, b in near.tolist()], dtype=bool)
-    edges = np.unique(np.concatenate([near[close], copied(facts, first_P)]), axis=0)
+    near = near[close(near, lambda p: read(int(first_P[p])), functools.partial(asked_for, form=form), least=least)]
+    edges = np.unique(np.concatenate([near, copied(facts, first_P)]), axis=0)
     return Alike(first_P, np.argsort(order)[inverse], edges)
 
 
-def asked_for(pair: Texts, *, form: Hashes) -> list[Hashes]:
+def asked_for(texts: list[Texts], *, form: Hashes) -> Iterator[Sets]:
     """What prompts are compared by: all of it, and all but `form`, what many of them have.
 
     A long form makes prompts alike that ask for different things; without it short ones would be, of which it leaves a
     word. So both must be nearly the same.
     """
-    whole = shingles(words([pair.asked]))
-    return [np.unique(whole.hash_S), np.unique(without(whole, form).hash_S)]
-
-
-def same(one: list[Hashes], other: list[Hashes], *, least: float) -> bool:
-    """Whether each part is nearly the same."""
-    return all(jaccard(a, b) >= least for a, b in zip(one, other, strict=True))
+    whole = shingles(words([text.asked for text in texts]))
+    yield whole
+    yield without(whole, form)
 
 
 def copied(facts: Facts, first_P: Places) -> Places:

@@ -15,14 +15,16 @@ import hashlib
 import itertools
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Hashes = NDArray[np.uint64]
 Places = NDArray[np.int64]
+Number = TypeVar("Number", np.int64, np.uint64)
 SIGNATURE = 48
 """Hashes of a signature."""
 BAND = 3
@@ -42,6 +44,12 @@ UNSPACED = (
 """Thai, Lao, Burmese, Khmer, kana and Chinese characters, each a word."""
 WORD = re.compile(rf"[^\W{UNSPACED}]+|[{UNSPACED}]")
 ASCII_WORD = re.compile(r"\w+", re.ASCII)
+MANY = 1 << 16
+"""Sets whose hashes are sorted at once."""
+TOGETHER = 1 << 20
+"""Hashes of pairs of sets that are sorted at once."""
+HASH_BITS, OWNER_BITS, HASH_MASK = np.uint64(48), np.uint64(16), np.uint64((1 << 48) - 1)
+"""A key that is sorted: the hash below, whose it is above."""
 REMEMBERED = 1 << 20
 """Distinct words whose hashes are remembered."""
 
@@ -226,10 +234,12 @@ def candidates(signature_NK: NDArray[np.uint32], *, least: float) -> Places:
         group = np.concatenate([[0], np.cumsum(~same)]) if len(order) else order
         first = np.full(int(group[-1]) + 1 if len(order) else 0, N)
         np.minimum.at(first, group, order)
+        codes = [found]
         for other in (order[later - 1], first[group[later]]):
             a, b = usable[other], usable[order[later]]
             apart = a != b
-            found = np.union1d(found, np.minimum(a, b)[apart] * N + np.maximum(a, b)[apart])
+            codes.append(np.minimum(a, b)[apart] * N + np.maximum(a, b)[apart])
+        found = once(np.concatenate(codes))
     pairs = np.column_stack(np.divmod(found, N)) if N else np.zeros((0, 2), dtype=np.int64)
     enough: NDArray[np.bool_] = agreeing(signature_NK, pairs) >= least * K
     return pairs[enough]
@@ -251,16 +261,64 @@ def agreeing(signature_NK: NDArray[np.uint32], pairs: Places, *, chunk: int = 1 
     )
 
 
-def jaccard(a: Hashes, b: Hashes) -> float:
-    """Shared hashes over all of two sets; two texts without words are the same.
+def once(values: NDArray[Number]) -> NDArray[Number]:
+    """The distinct ones of many whole numbers, in order: sorting is several times as fast as what np.unique does.
 
-    >>> cat, dog = shingles(words(["a black cat", "a black dog"])).hash_S[:5], shingles(words(["a black dog"])).hash_S
-    >>> jaccard(cat, dog)
-    0.42857142857142855
+    >>> once(np.array([3, 1, 3])).tolist()
+    [1, 3]
     """
-    left, right = np.unique(a), np.unique(b)
-    shared = len(np.intersect1d(left, right, assume_unique=True))
-    return shared / (len(left) + len(right) - shared) if len(left) or len(right) else 1.0
+    ordered = np.sort(values)
+    new = np.ones(len(ordered), dtype=bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
+    return ordered[new]
+
+
+def distinct(found: Sets) -> Sets:
+    """Each set once and in order, of at most `MANY` sets; 48 bits of a hash are kept, so that its text fits beside it.
+
+    >>> distinct(shingles(words(["so so so", "so"]))).at.tolist()
+    [0, 2, 3]
+    """
+    assert len(found) <= MANY, "more sets than their numbers have bits for"
+    keys = once((found.owner_S.astype(np.uint64) << HASH_BITS) | (found.hash_S >> OWNER_BITS))
+    count = np.bincount((keys >> HASH_BITS).astype(np.int64), minlength=len(found))
+    return Sets(keys & HASH_MASK, np.concatenate([[0], np.cumsum(count)]).astype(np.int64))
+
+
+def jaccards(found: Sets, pairs: Places) -> NDArray[np.float64]:
+    """Shared hashes over all of the two sets of each pair (M, 2) of `distinct` ones; two empty sets are the same.
+
+    >>> found = distinct(shingles(words(["a black cat", "a black dog", "", "!"])))
+    >>> jaccards(found, np.array([[0, 1], [0, 0], [2, 3], [0, 2]])).round(4).tolist()
+    [0.4286, 1.0, 1.0, 0.0]
+    """
+    sizes_M2 = np.diff(found.at)[pairs]
+    shared = np.zeros(len(pairs), dtype=np.int64)
+    for start, stop in blocks(sizes_M2.sum(1), most=TOGETHER):
+        some, sizes = pairs[start:stop].reshape(-1), sizes_M2[start:stop].reshape(-1)
+        first = np.repeat(found.at[:-1][some] - np.cumsum(sizes) + sizes, sizes)
+        owner = np.repeat(np.arange(len(some), dtype=np.uint64) // np.uint64(2), sizes)
+        keys = np.sort((owner << HASH_BITS) | found.hash_S[np.arange(len(first)) + first])
+        twice = keys[1:][keys[1:] == keys[:-1]] >> HASH_BITS
+        shared[start:stop] = np.bincount(twice.astype(np.int64), minlength=stop - start)
+    union = sizes_M2.sum(1) - shared
+    return np.where(union, shared / np.maximum(union, 1), 1.0)
+
+
+def blocks(sizes: Places, *, most: int) -> Iterator[tuple[int, int]]:
+    """Ranges of items that together have at most `most`, or are one, and are at most `MANY`.
+
+    >>> list(blocks(np.array([3, 3, 3, 9, 1]), most=6))
+    [(0, 2), (2, 3), (3, 4), (4, 5)]
+    """
+    ends = np.cumsum(sizes)
+    start = 0
+    while start < len(sizes):
+        before = ends[start - 1] if start else 0
+        stop = int(np.searchsorted(ends, before + most, side="right"))
+        stop = min(max(stop, start + 1), start + MANY)
+        yield start, stop
+        start = stop
 
 
 def passages(found: Sets) -> Sets:

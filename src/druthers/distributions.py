@@ -1,0 +1,83 @@
+"""What losses ask of a model beside the log-probability of a response: the first tokens alone, and whole distributions.
+
+Letters: C pair axis, B pairs, N scored response tokens, V vocabulary, H hidden, M rows of a block; R responses. A block
+of rows has at most `chunk` logits, in either direction.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from druthers.batching import Batch
+from druthers.logprobs import Scorer, alive, shaped, spans
+
+
+def per_response(value_N: Tensor, batch: Batch) -> Tensor:
+    """Sums over the scored tokens of every response, (2, B), float64.
+
+    >>> import torch
+    >>> from druthers.batching import collate
+    >>> from druthers.tokens import TokenizedPair
+    >>> pair = TokenizedPair("", (1,), (2, 3, 4), (5, 6), (True,) * 3, (True,) * 2)
+    >>> per_response(torch.tensor([1.0, 2.0, 3.0, 10.0, 20.0]), collate([pair], pad_id=0)).tolist()
+    [[6.0], [30.0]]
+    """
+    sums_R = value_N.new_zeros(len(batch.length_R), dtype=torch.float64).index_add(0, batch.owner_N, value_N.double())
+    return sums_R[batch.response_CB]
+
+
+def of_the_first(value_N: Tensor, batch: Batch) -> Tensor:
+    """The same over the first min(n_chosen, n_rejected) scored tokens of both responses of a pair, (2, B).
+
+    >>> import torch
+    >>> from druthers.batching import collate
+    >>> from druthers.tokens import TokenizedPair
+    >>> pair = TokenizedPair("", (1,), (2, 3, 4), (5, 6), (True,) * 3, (True,) * 2)
+    >>> of_the_first(torch.tensor([1.0, 2.0, 3.0, 10.0, 20.0]), collate([pair], pad_id=0)).tolist()
+    [[3.0], [30.0]]
+    """
+    sums_N1 = torch.cat([value_N.new_zeros(1, dtype=torch.float64), value_N.double().cumsum(0)])
+    start_R = batch.length_R.cumsum(0) - batch.length_R
+    start_CB = start_R[batch.response_CB]
+    return sums_N1[start_CB + batch.length_CB.amin(0)] - sums_N1[start_CB]
+
+
+def certainties(hidden_NH: Tensor, logp_N: Tensor, scorer: Scorer, *, chunk: int | None = None) -> Tensor:
+    """log p(y_t) - log sum_j p(j)^2 of every scored token, (N,), without gradient (WPO, arXiv 2406.11827, eq. 2)."""
+    with torch.no_grad():
+        parts = [
+            torch.logsumexp(2 * logits_MV, -1) - 2 * torch.logsumexp(logits_MV, -1)
+            for logits_MV in (logits_of(scorer, hidden_NH[m]) for m in rows_of(scorer, hidden_NH, chunk))
+        ]
+        return logp_N.detach() - torch.cat(parts)
+
+
+def divergences(
+    hidden_NH: Tensor, scorer: Scorer, reference_NH: Tensor, reference: Scorer, *, chunk: int | None = None
+) -> Tensor:
+    """KL(reference || policy) over the whole vocabulary where each scored token is predicted, (N,), in nats.
+
+    Differentiable in the policy's hidden states and head; logits are made again in the backward.
+    """
+
+    def one(own_MH: Tensor, other_MH: Tensor) -> Tensor:
+        own_MV = logits_of(scorer, own_MH).log_softmax(-1)
+        with torch.no_grad():
+            other_MV = logits_of(reference, other_MH).log_softmax(-1)
+        return (other_MV.exp() * (other_MV - own_MV)).sum(-1)
+
+    parts = rows_of(scorer, hidden_NH, chunk)
+    return torch.cat([checkpoint(one, hidden_NH[m], reference_NH[m], use_reentrant=False) for m in parts])
+
+
+def logits_of(scorer: Scorer, hidden_MH: Tensor) -> Tensor:
+    """Logits of some rows, (M, V), at least float32."""
+    return shaped(scorer.head(hidden_MH), scorer.scale, scorer.softcap)
+
+
+def rows_of(scorer: Scorer, hidden_NH: Tensor, chunk: int | None) -> list[slice]:
+    """Blocks of rows with at most `chunk` logits, one row at least."""
+    words = int(getattr(scorer.head, "out_features", 2**18))
+    return spans(len(hidden_NH), max(1, (chunk or alive(scorer.head, hidden_NH.device)) // words))
