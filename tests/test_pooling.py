@@ -387,3 +387,62 @@ def test_what_a_policy_cannot_be_applied_to_is_said_with_file_and_line(tmp_path:
         run(path, tmp_path / "sum")
     with pytest.raises(InputError, match=r"a\.jsonl:31: the gate 'truth' is judged on the scale 'rank'"):
         run(path, tmp_path / "gate", grade__combine="apart", grade__gates={"truth": 1.0})
+
+
+def total_weights(out: Path) -> set[float]:
+    """What the pairs of each prompt and group weigh together."""
+    found: Counter[tuple[str, str]] = Counter()
+    for pair in pairs(out):
+        found[pair.prompt_id, pair.group] += pair.weight
+    return {round(weight, 9) for weight in found.values()}
+
+
+def test_people_who_judged_the_same_answers_in_tasks_of_their_own_are_one_crowd(tmp_path: Path) -> None:
+    def task(i: int, who: int, selected: str) -> dict[str, Any]:
+        result = {"from_name": "pw", "to_name": "a,b", "type": "pairwise", "value": {"selected": selected}}
+        asked = {"prompt": f"Name fruit {i}.", "answer1": f"Plum {i}.", "answer2": f"Carrot {i}."}
+        return {"id": 10 * i + who, "data": asked, "annotations": [{"completed_by": who, "result": [result]}]}
+
+    rows = [task(i, who, "right" if who == 3 and not i % 4 else "left") for who in (1, 2, 3) for i in range(40)]
+    summary = run(put(tmp_path / "a.jsonl", rows), tmp_path / "data", data__format="labelstudio")
+    assert (summary.rows, summary.kept, summary.rejected) == (120, 40, {})
+    assert {pair.chosen[0].content.split()[0] for pair in pairs(tmp_path / "data")} == {"Plum"}
+    people = json.loads((tmp_path / "data" / "quality.json").read_text())["annotators"]
+    assert [(one["name"], one["n"]) for one in people] == [("1", 40), ("2", 40), ("3", 40)]
+
+
+@pytest.mark.parametrize("left_out", [False, True], ids=["all kept", "some left out as near copies"])
+def test_the_pairs_of_a_prompt_weigh_one_together_whatever_the_filters_took(tmp_path: Path, *, left_out: bool) -> None:
+    draw = random.Random(0)
+
+    def answer() -> str:
+        return " ".join(draw.choice(["plum", "river", "stone", "lamp", "bird", "cloud", "rope"]) for _ in range(30))
+
+    rows = []
+    for i in range(30):
+        rated = [answer(), answer(), answer()]
+        rated.append(f"{rated[2]} indeed" if left_out else answer())
+        scored = [
+            {"model": str(j), "response": text, "overall_score": 9.0 - 2 * j - (j == 3 and left_out)}
+            for j, text in enumerate(rated)
+        ]
+        rows.append({"instruction": f"What about {answer()} {i}?", "completions": scored})
+    summary = run(put(tmp_path / "a.jsonl", rows), tmp_path / "data")
+    assert (summary.rejected.get("near_duplicate", 0) > 0) is left_out
+    assert total_weights(tmp_path / "data") == {1.0}
+    assert len({pair.weight for pair in pairs(tmp_path / "data")}) == 1
+
+
+def test_comparisons_of_one_post_weigh_one_together_in_each_group(tmp_path: Path) -> None:
+    rows = [
+        {"history": f"Post {i}", "human_ref_A": f"yes {j}", "human_ref_B": f"no {j}", "labels": j % 2,
+         "score_A": 9 if j % 2 else 2, "score_B": 3 if j % 2 else 8, "domain": "x"}
+        for i in range(20)
+        for j in range(4)
+    ]  # fmt: skip
+    summary = run(put(tmp_path / "a.jsonl", rows), tmp_path / "data")
+    assert summary.kept == 80
+    assert total_weights(tmp_path / "data") == {1.0}
+    assert {pair.weight for pair in pairs(tmp_path / "data")} == {0.25}
+    run(tmp_path / "a.jsonl", tmp_path / "competence", grade__weight="competence")
+    assert total_weights(tmp_path / "competence") == {4.0}

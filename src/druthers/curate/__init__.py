@@ -35,6 +35,7 @@ from druthers.curate.quality.bias import position_finding
 from druthers.curate.remembered import held_before, remember, remembered
 from druthers.curate.repair import put_back
 from druthers.curate.split import threshold
+from druthers.curate.weighing import WEIGHT, Weights, once_a_prompt, reweighted
 from druthers.records import InputError, Pair, assistant, user
 from druthers.storage import Source
 from druthers.tokens import Tokenizer, tokenize
@@ -122,7 +123,10 @@ def curate(
         name = functools.partial(_name, source.train, ledger)
         sides = decide(facts, shelf, data, held=held, form=shared, name=name, seed=settings.seed)
         _book(sides, facts, shelf, data, ledger)
-        _deal(sides, shelf, files)
+        told = facts.grades_B3[:, WEIGHT]
+        if desk.judged and settings.grade.weight == "prompt":
+            facts = once_a_prompt(facts, (sides.train | sides.heldout) & shelf.judged())
+        _deal(sides, shelf, files, weight_B=facts.grades_B3[:, WEIGHT], told_B=told)
         _check_filled(sides, source, ledger)
         summary = _summarize(sides, facts, source=source, given=data, desk=desk)
         seen = _inspect(sides, facts, desk, beside=beside)
@@ -266,10 +270,14 @@ def _book(sides: Sides, facts: Facts, shelf: Shelf, data: DataSettings, ledger: 
         ledger.refuse(Refusal(shelf.where(facts, i), reason, why, json.loads(line)))
 
 
-def _deal(sides: Sides, shelf: Shelf, files: dict[str, BinaryIO]) -> None:
-    """Copy the lines of the two sides to their files."""
-    for line, train, heldout in zip(shelf.lines(), sides.train.tolist(), sides.heldout.tolist(), strict=True):
+def _deal(sides: Sides, shelf: Shelf, files: dict[str, BinaryIO], *, weight_B: Weights, told_B: Weights) -> None:
+    """Copy the lines of the two sides to their files, those that weigh other than they were told to with that."""
+    changed_B = weight_B != told_B
+    for i, (line, train, heldout) in enumerate(
+        zip(shelf.lines(), sides.train.tolist(), sides.heldout.tolist(), strict=True)
+    ):
         if train or heldout:
+            line = reweighted(line, float(weight_B[i])) if changed_B[i] else line
             files["train" if train else "heldout"].write(line)
 
 

@@ -111,7 +111,7 @@ class Desk:
                 self.ledger.joined += part.joined
                 self.ledger.repaired += part.repaired
                 self.ledger.redacted.update(part.redacted)
-                self.shelf.add(part.name, part.lines, part.facts, part.groups)
+                self.shelf.add(part.name, part.lines, part.facts, part.groups, judged=part.judged)
                 self.tell(part.rows)
 
     def graded(self, side: Side, sources: Sequence[tuple[str, Importer]], *, most: int | None) -> Iterator[Job]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from druthers.curate.columns import Columns
 from druthers.curate.facts import Facts
@@ -87,15 +88,21 @@ class Shelf:
     columns: Columns
     names: list[str] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
+    spoken: list[bool] = field(default_factory=list)
     groups: dict[str, int] = field(default_factory=dict)
 
-    def add(self, name: str, lines: bytes, facts: Facts, groups: Sequence[str]) -> None:
-        """Some pairs of one file; `groups` are those that their facts speak of."""
+    def add(self, name: str, lines: bytes, facts: Facts, groups: Sequence[str], *, judged: bool) -> None:
+        """Some pairs of one file; their facts speak of the `groups`, `judged` says that they were made of opinions."""
         self.spool.write(lines)
         self.names.append(name)
         place = np.array([self.groups.setdefault(group, len(self.groups)) for group in groups], dtype=np.int32)
         self.columns.add(replace(facts, group_B=place[facts.group_B]) if len(facts) else facts)
         self.sizes.append(len(facts))
+        self.spoken.append(judged)
+
+    def judged(self) -> NDArray[np.bool_]:
+        """Which pairs were made of opinions, (B,)."""
+        return np.repeat(np.array(self.spoken, dtype=bool), self.sizes)
 
     def __len__(self) -> int:
         return self.columns.count

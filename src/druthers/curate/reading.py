@@ -34,8 +34,8 @@ Job = Run | Made | InputError
 class Read:
     """What became of some rows: the pairs among them, as lines and as facts, and the refusals.
 
-    `rows` are none where the pairs were made of opinions, whose rows are counted before. `repaired` pairs had personal
-    data, of which `redacted` counts the kinds.
+    `rows` are none where the pairs were made of opinions (`judged`), whose rows are counted before. `repaired` pairs
+    had personal data, of which `redacted` counts the kinds.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Read:
     groups: tuple[str, ...] = ()
     ignored: Counter[str] = field(default_factory=Counter)
     joined: int = 0
+    judged: bool = False
     repaired: int = 0
     redacted: Counter[str] = field(default_factory=Counter)
 
@@ -66,6 +67,7 @@ class Reader:
             raise job
         done = Read(name_of(job), 0, b"", nothing(), [])
         if isinstance(job, Made):
+            done.judged = True
             done.refusals.extend(job.refusals)
             found = [(Line(where, {}), pair) for where, pair in job.pairs]
         else:

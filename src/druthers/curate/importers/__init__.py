@@ -59,8 +59,6 @@ from druthers.storage import Line
 __all__ = ["FORMS", "GATHERED", "Form", "Imported", "Importer", "RowFault", "check", "detect", "read", "read_pair"]
 
 FORMS: tuple[Form, ...] = get_args(Form)
-GATHERED: frozenset[Form] = frozenset(("ratings", "ranking", "votes", "unpaired"))
-"""Forms whose rows of one prompt belong together, wherever in the source they stand: `gather` joins them."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +103,11 @@ OPINIONS: dict[Form, tuple[Names, Callable[[Row], Candidates]]] = {
     "labelstudio": (LABEL_STUDIO, from_label_studio),
     "argilla": (ARGILLA, from_argilla),
 }
+GATHERED: frozenset[Form] = frozenset(OPINIONS) - {"candidates", "shp"}
+"""Forms whose rows of one prompt belong together, wherever in the source they stand: `gather` joins them.
+
+Ours are joined already. SHP compares two answers of one age at a time: more of them would be other comparisons.
+"""
 NAMES: dict[Form, Names] = {form: names for form, (names, _) in (PAIRS | OPINIONS).items()}
 INNER = {"labelstudio": "data", "argilla": "fields"}
 """Where an export keeps the fields of a project, to which a column map then applies."""
