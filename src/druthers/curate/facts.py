@@ -32,11 +32,12 @@ class Facts:
 
     `prompt_B` is the number of the prompt, which settles its side, and `asked_B` the one that it has in every run.
     `pair_B` is one number for a prompt and two responses whichever is chosen, and `forward_B` which of the two ways
-    round it is. `responses_BK` and `prompts_BK` are signatures, `passages` what might be copied. `counts_B5` are tokens
-    of prompt, chosen and rejected, and whether chosen and rejected were cut; `grades_B3` are p, margin and weight;
-    `size_B` the bytes of the line. `surface_B2F` and `faults_B3` are what `surface` and `hygiene` see of chosen and
-    rejected, and of the prompt, chosen and rejected. `slice_B` is one number for group and criterion, and `group_B` are
-    places in a list of groups that is kept beside.
+    round it is; `sides_B2` are numbers of the chosen and the rejected response. `responses_BK` and `prompts_BK` are
+    signatures, `passages` what might be copied. `counts_B5` are tokens of prompt, chosen and rejected, and whether
+    chosen and rejected were cut; `grades_B3` are p, margin and weight; `size_B` the bytes of the line.
+    `surface_B2F` and `faults_B3` are what `surface` and `hygiene` see of chosen and rejected, and of the prompt,
+    chosen and rejected. `slice_B` is one number for group and criterion, and `group_B` are places in a list of
+    groups that is kept beside.
     """
 
     id_B: NDArray[np.bytes_]
@@ -46,6 +47,7 @@ class Facts:
     asked_B: Hashes
     pair_B: Hashes
     forward_B: NDArray[np.bool_]
+    sides_B2: Hashes
     responses_BK: NDArray[np.uint32]
     prompts_BK: NDArray[np.uint32]
     passages: Sets
@@ -79,8 +81,9 @@ def facts(pairs: Sequence[Pair], block: Block, *, seed: int, form: Hashes) -> Fa
         size_B=np.zeros(len(pairs), dtype=np.int64),
         prompt_B=drawn_B2[:, 0],
         asked_B=drawn_B2[:, 1],
-        pair_B=np.array([key for key, _ in keys], dtype=np.uint64),
-        forward_B=np.array([forward for _, forward in keys], dtype=bool),
+        pair_B=np.array([key.pair for key in keys], dtype=np.uint64),
+        forward_B=np.array([key.forward for key in keys], dtype=bool),
+        sides_B2=np.array([(key.chosen, key.rejected) for key in keys], dtype=np.uint64).reshape(-1, 2),
         responses_BK=nearness.signatures(nearness.both(chosen, rejected)),
         prompts_BK=nearness.signatures(nearness.without(nearness.features(prompts), form)),
         passages=nearness.passages(prompts),
@@ -123,6 +126,7 @@ def nothing() -> Facts:
         asked_B=none,
         pair_B=none,
         forward_B=np.zeros(0, dtype=bool),
+        sides_B2=np.zeros((0, 2), dtype=np.uint64),
         responses_BK=signature,
         prompts_BK=signature,
         passages=Sets(none, np.zeros(1, dtype=np.int64)),
@@ -157,15 +161,24 @@ def texts_in(line: bytes) -> Texts:
     return Texts(*("\n".join(m["content"] for m in talk) for talk in (prompt, row["chosen"], row["rejected"])))
 
 
-def comparison(pair: Pair) -> tuple[int, bool]:
-    """One number for a prompt and its two responses in either order, and whether chosen is the first of them by hash.
+class Comparison(NamedTuple):
+    """Numbers of a prompt with its two responses in either order, and of these; whether chosen is the first of them."""
+
+    pair: int
+    forward: bool
+    chosen: int
+    rejected: int
+
+
+def comparison(pair: Pair) -> Comparison:
+    """What is compared with what, as numbers.
 
     >>> from druthers.records import assistant, user
     >>> pair = Pair(prompt=user("Name a fruit."), chosen=assistant("Plum."), rejected=assistant("Carrot."))
     >>> there, back = comparison(pair), comparison(pair.swap())
-    >>> there[0] == back[0], there[1] == back[1]
-    (True, False)
+    >>> there.pair == back.pair, there.chosen == back.rejected, there.forward, back.forward
+    (True, True, False, True)
     """
     chosen, rejected = evened(pair.chosen), evened(pair.rejected)
     whole = "\x1d".join((evened(pair.prompt), *sorted((chosen, rejected))))
-    return hashed(whole), chosen <= rejected
+    return Comparison(hashed(whole), chosen <= rejected, hashed(chosen), hashed(rejected))

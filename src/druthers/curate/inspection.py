@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from druthers.curate import hygiene
 from druthers.curate.facts import Facts
 from druthers.curate.filters import Mask
-from druthers.curate.quality import bias, margin, shortcut
+from druthers.curate.quality import bias, cycles, margin, shortcut
 from druthers.curate.quality import hygiene as texts
 from druthers.curate.surface import NAMES as SURFACE
 from druthers.findings import finding, worst
@@ -68,7 +68,11 @@ def inspect(
     grades = margin.information(p_N, margin_N, weight_N, prompt_N)
     bits_N3 = facts.faults_B3[kept]
     counts_N5 = facts.counts_B5[kept]
+    slice_N = np.unique(facts.slice_B[kept], return_inverse=True)[1]
+    asked_N = prompt_N * (int(slice_N.max(initial=0)) + 1) + slice_N
+    rounds = cycles.cycles(asked_N, facts.sides_B2[kept], p_N)
     about = about_texts(kept, bits_N3) | {
+        "D2.cycles": kept[rounds.inside_B],
         "D13.limit": kept[counts_N5[:, 3:].any(1)],
         "D7.lowest": kept[grades.lowest_N],
     }
@@ -84,6 +88,7 @@ def inspect(
     where = {name: Rows(file=f"findings/{name}.jsonl", count=len(at)) for name, at in about.items() if len(at)}
     found = [
         *repeated(reasons, len(facts)),
+        *cycles.findings(rounds, rows=where.get("D2.cycles")),
         *bias.findings(biases),
         *shortcut.findings(shortcut.shortcut(chosen_NF, rejected_NF, prompt_N, seed=seed)),
         *margin.findings(grades, rows=where.get("D7.lowest")),

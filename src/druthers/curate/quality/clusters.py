@@ -81,6 +81,24 @@ def share(hit_N: ArrayLike, cluster_N: ArrayLike) -> Estimate:
     return Interval(value, min(low, value), max(high, value), len(rows))
 
 
+def ratio(hit_G: ArrayLike, of_G: ArrayLike) -> Estimate:
+    """The hits of all clusters over what there was of them to hit; Undefined with fewer than two clusters.
+
+    >>> i = ratio([1, 0, 0, 1] * 25, [1, 4, 4, 1] * 25)
+    >>> i.value, round(i.low, 2), round(i.high, 2), i.n
+    (0.2, 0.14, 0.27, 250)
+    """
+    hits, of = np.asarray(hit_G, dtype=np.float64), np.asarray(of_G, dtype=np.float64)
+    total, groups = float(of.sum()), len(of)
+    if groups < 2:
+        return Undefined("fewer than two prompts, so no spread between them can be seen", round(total))
+    value = float(hits.sum()) / total
+    spread = variance(hits - value * of, np.arange(groups), groups) / total**2
+    effective = value * (1 - value) / spread if spread > 0 else float(groups)
+    low, high = wilson(value, effective, quantile(groups) if spread > 0 else Z_95)
+    return Interval(value, min(low, value), max(high, value), round(total))
+
+
 def difference(first_N: ArrayLike, second_N: ArrayLike, cluster_N: ArrayLike) -> Estimate:
     """Share of the first column less that of the second, both of 0 and 1, over the same rows.
 
