@@ -257,8 +257,11 @@ def test_gold_follows_the_rule_of_pausing() -> None:
         assert not noise.gold(worst + 1, answered).pause
     assert not noise.gold(0, 9).pause
     assert isinstance(noise.gold(0, 0).accuracy, Undefined)
-    found = noise.gold_by_annotator(["a", "b"] * 20, [1, 0] * 20)
-    assert {one.slice["annotator"]: one.status for one in noise.gold_findings(found)} == {"a": "pass", "b": "warn"}
+    assert [noise.gold_finding("ann", right, 20).status for right in (20, 0)] == ["pass", "warn"]
+    assert [noise.gold(right, 20).poor for right in (20, 11, 0)] == [False, True, True]
+    both = noise.gold_of_all([(20, 20), (0, 20)], items=20)
+    assert (both.value, both.n, both.status) == (0.5, 40, "pass")
+    assert noise.gold_of_all([], items=3).undefined == "nobody judged one of the 3 gold items"
     with pytest.raises(ValueError, match="between 0 and those answered"):
         noise.gold(3, 2)
 

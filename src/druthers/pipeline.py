@@ -229,7 +229,7 @@ def outdated(run: Run, settings: Settings, *, screen: Screen) -> bool:
     if run.begun():
         return False
     with contextlib.suppress(InputError):
-        if run.json(CURATED)["source_sha256"] != fingerprint(settings.data):
+        if run.json(CURATED)["source_sha256"] != fingerprint(settings):
             screen.say(f"  {storage.listed(settings.data.pairs)} has changed since it was curated, so it is read again")
             return True
     return False

@@ -24,6 +24,7 @@ from druthers.curate.clusters import Clusters
 from druthers.curate.columns import Columns
 from druthers.curate.facts import Facts, Texts, texts_in
 from druthers.curate.filters import Fates, Mask
+from druthers.curate.gold import Gold
 from druthers.curate.grading import findings, pairs_from_ranking
 from druthers.curate.inspection import Inspection, inspect, of_annotators
 from druthers.curate.intake import Desk, Judged
@@ -120,11 +121,12 @@ def curate(
         held, shared = desk.take(source)
         facts = shelf.facts()
         name = functools.partial(_name, source.train, ledger)
-        sides = decide(facts, shelf, data, held=held, form=shared, name=name, seed=settings.seed)
+        gold = desk.gold.numbers if desk.gold else None
+        sides = decide(facts, shelf, data, held=held, form=shared, name=name, seed=settings.seed, gold=gold)
         _book(sides, facts, shelf, data, ledger)
         _deal(sides, shelf, files)
         _check_filled(sides, source, ledger)
-        summary = _summarize(sides, facts, source=source, given=data, desk=desk)
+        summary = _summarize(sides, facts, source=source, desk=desk)
         seen = _inspect(sides, facts, desk, beside=beside)
         _point(seen, facts, shelf, out / "findings")
         remember(out, facts.asked_B[sides.heldout])
@@ -136,10 +138,11 @@ def curate(
     return summary
 
 
-def fingerprint(data: DataSettings) -> str | None:
-    """One SHA-256 over the files the pairs come from, or None where they come from a URL; InputError for none."""
+def fingerprint(settings: Settings) -> str | None:
+    """One SHA-256 over the files the pairs come from, or None where one of them is a URL; InputError for none."""
+    data, gold = settings.data, settings.grade.gold
     found = storage.locate(data.pairs, data.heldout)
-    paths = [*found.train, *found.heldout, *storage.several(data.keep)]
+    paths = [*found.train, *found.heldout, *storage.several(data.keep), *(storage.files(gold) if gold else ())]
     if any("://" in path for path in paths):
         return None
     return hashlib.sha256(" ".join(map(storage.sha256, paths)).encode()).hexdigest()
@@ -171,7 +174,15 @@ def _inspect(sides: Sides, facts: Facts, desk: Desk, *, beside: Path | None) -> 
     for judged in desk.judged:
         if judged.side == "train":
             seen = _with_opinions(seen, judged)
-    return seen
+    return seen if desk.gold is None else _with_gold(seen, desk.gold)
+
+
+def _with_gold(seen: Inspection, gold: Gold) -> Inspection:
+    """The findings about answers on gold items, and each annotator's own."""
+    told, lines = gold.findings()
+    by = gold.by_annotator()
+    people = [person | ({"gold": by[person["name"]]} if person["name"] in by else {}) for person in seen.annotators]
+    return replace(seen, findings=seen.findings + told, lines={**seen.lines, **lines}, annotators=people)
 
 
 def _with_opinions(seen: Inspection, judged: Judged) -> Inspection:
@@ -208,13 +219,17 @@ def decide(
     form: Hashes,
     name: Callable[[], str],
     seed: int = 0,
+    gold: Hashes | None = None,
 ) -> Sides:
     """Which pairs are trained on and which held out; with `held` the first so many are held out already.
 
-    `form` is what many prompts have; `name` gives the source as messages show it, with what was refused so far.
+    `form` is what many prompts have; `gold` the numbers of comparisons that are neither; `name` gives the source as
+    messages show it, with what was refused so far.
     """
     back = put_back(storage.several(data.keep))
     result = filters.fates(len(facts), np.isin(facts.id_B, back))
+    if gold is not None:
+        filters.leave_out_gold(result, facts, gold)
     place = np.cumsum(facts.size_B) - facts.size_B
 
     @functools.lru_cache(KEPT_IN_MIND)
@@ -309,8 +324,8 @@ def _name(paths: Sequence[str], ledger: Ledger) -> str:
     return storage.listed(paths) + (f" (refused: {refused}; the first: {ledger.example})" if refused else "")
 
 
-def _summarize(sides: Sides, facts: Facts, *, source: Source, given: DataSettings, desk: Desk) -> CurateSummary:
-    ledger, tallies = desk.ledger, [each.tally for each in desk.judged]
+def _summarize(sides: Sides, facts: Facts, *, source: Source, desk: Desk) -> CurateSummary:
+    ledger, tallies, given = desk.ledger, [each.tally for each in desk.judged], desk.settings.data
     masks = {"train": sides.train, "heldout": sides.heldout}
     counts = {side: int(mask.sum()) for side, mask in masks.items()}
     refused = sum(ledger.reasons.values())
@@ -323,7 +338,7 @@ def _summarize(sides: Sides, facts: Facts, *, source: Source, given: DataSetting
     lengths = {name: table[:, i] for i, name in enumerate(("prompt", "chosen", "rejected"))}
     return CurateSummary(
         source=storage.listed(given.pairs),
-        source_sha256=fingerprint(given),
+        source_sha256=fingerprint(desk.settings),
         heldout_source=storage.listed(given.heldout or given.pairs) if source.heldout else None,
         format=", ".join(desk.forms),
         rows=ledger.rows,

@@ -166,6 +166,9 @@ def comparison(pair: Pair) -> tuple[int, bool]:
     >>> there[0] == back[0], there[1] == back[1]
     (True, False)
     """
-    chosen, rejected = evened(pair.chosen), evened(pair.rejected)
-    whole = "\x1d".join((evened(pair.prompt), *sorted((chosen, rejected))))
-    return hashed(whole), chosen <= rejected
+    return between(evened(pair.prompt), evened(pair.chosen), evened(pair.rejected))
+
+
+def between(prompt: str, one: str, other: str) -> tuple[int, bool]:
+    """The same from the texts, evened out."""
+    return hashed("\x1d".join((prompt, *sorted((one, other))))), one <= other

@@ -13,7 +13,7 @@ from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +21,7 @@ import numpy as np
 
 from druthers import storage
 from druthers.curate.gather import Placed, gather, together
+from druthers.curate.gold import Gold
 from druthers.curate.grading import UNMADE, Graded, Policy, Survey, grade
 from druthers.curate.importers import GATHERED, Importer, RowFault
 from druthers.curate.ledger import Ledger, Refusal, number, refusal
@@ -101,26 +102,32 @@ def pool(
     into: BinaryIO,
     tell: Callable[[int], None],
     most: int | None = None,
+    gold: Gold | None = None,
 ) -> Pool:
     """Everything that is said in some sources, by prompt where their form takes that; bad rows are booked.
 
-    Of each source the first `most` rows are read. Raises InputError for a bad file, and for a bad row where those stop
-    the run.
+    Answers on gold items are scored and taken out. Of each source the first `most` rows are read. Raises InputError for
+    a bad file, for a bad row where those stop the run, and for criteria that the policy cannot sum.
     """
     found = Pool(into)
     scattered: list[Iterator[Placed]] = []
     whole: list[Iterator[Placed]] = []
     for path, importer in sources:
         (scattered if importer.form in GATHERED else whole).append(_read(path, importer, ledger, tell, most))
-    for placed in _seen(itertools.chain.from_iterable(whole), found):
+    for placed in _seen(itertools.chain.from_iterable(whole), found, gold):
         found.add(placed)
-    for placed in together(_seen(gather(itertools.chain.from_iterable(scattered), spool=spool), found)):
+    for placed in together(_seen(gather(itertools.chain.from_iterable(scattered), spool=spool), found, gold)):
         found.add(placed)
     return found
 
 
-def _seen(items: Iterable[Placed], found: Pool) -> Iterator[Placed]:
+def _seen(items: Iterable[Placed], found: Pool, gold: Gold | None) -> Iterator[Placed]:
     for placed in items:
+        if gold is not None:
+            try:
+                placed = gold.take(placed)
+            except Misfit as fault:
+                raise InputError(f"{placed.where}: {fault}") from None
         found.see(placed.item)
         yield placed
 
@@ -208,7 +215,7 @@ class Tally:
             self.doubted.setdefault(annotator, []).append(encode(about))
 
 
-def pairs(found: Pool, policy: Policy, known: Survey, tally: Tally) -> Iterator[Made]:
+def pairs(found: Pool, policy: Policy, known: Survey, tally: Tally, *, gold: Gold | None = None) -> Iterator[Made]:
     """The pairs of all items in order; an item that gives none is refused for the reason that is met most.
 
     Raises InputError for items to which the policy cannot be applied.
@@ -220,6 +227,8 @@ def pairs(found: Pool, policy: Policy, known: Survey, tally: Tally) -> Iterator[
         if name != lot.name or lot.full:
             yield lot
             lot = Made(name)
+        if gold is not None and "unjudged" in made.reasons and not made.pairs and gold.holds(made.row):
+            made = replace(made, reasons={"gold": made.reasons["unjudged"]})
         tally.add(made, where=where)
         lot.pairs.extend((where, pair) for pair in made.pairs)
         if not made.pairs:
