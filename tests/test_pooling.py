@@ -387,3 +387,26 @@ def test_what_a_policy_cannot_be_applied_to_is_said_with_file_and_line(tmp_path:
         run(path, tmp_path / "sum")
     with pytest.raises(InputError, match=r"a\.jsonl:31: the gate 'truth' is judged on the scale 'rank'"):
         run(path, tmp_path / "gate", grade__combine="apart", grade__gates={"truth": 1.0})
+
+
+def bad_shares(folder: Path, rows: list[dict[str, Any]]) -> dict[str, tuple[float, int]]:
+    run(put(folder / "a.jsonl", rows), folder / "data")
+    told = json.loads((folder / "data/quality.json").read_text("utf-8"))["findings"]
+    return {
+        one.get("slice", {}).get("source", ""): (one["value"], one["n"]) for one in told if one["id"] == "D11.both_bad"
+    }
+
+
+def test_how_often_both_responses_are_bad_is_told_by_who_wrote_them(tmp_path: Path) -> None:
+    good = [one | {"model_a": "m1", "model_b": "m2"} for one in FRUIT]
+    bad = [
+        vote(f"Name vegetable {i}.", "Plum.", "Stone.", "tie (both bad)", "ann", model_a="m1", model_b="m3")
+        for i in range(20)
+    ]
+    assert bad_shares(tmp_path, good + bad) == {"": (20 / 60, 60), "m1": (20 / 60, 60), "m2": (0, 40), "m3": (1, 20)}
+    asked = [row["prompt"][0]["content"] for row in lines(tmp_path / "data/collect.jsonl")]
+    assert asked == [f"Name vegetable {i}." for i in range(20)]
+
+
+def test_where_no_tie_says_of_what_kind_it_is_nothing_is_said_of_both(tmp_path: Path) -> None:
+    assert bad_shares(tmp_path, [*FRUIT, vote("Tied?", "Yes.", "No.", "tie", "ann")]) == {}

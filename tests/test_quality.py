@@ -332,13 +332,23 @@ def test_answers_in_another_language_count_where_they_are_chosen() -> None:
 def test_poor_chosen_answers_are_counted_where_they_are_rated() -> None:
     rating = np.r_[np.full(40, 2.0), np.full(60, 8.0), np.full(10, np.nan)]
     found = chosen.chosen(rating, np.arange(110), threshold=5)
-    bad = chosen.both_bad([1, 0] * 20 + [1], ["a"] * 40 + ["b"], range(41))
-    told = chosen.findings(found, bad)
+    told = chosen.findings(found)
     assert only(told, "D11.chosen").status == "warn"
     assert "10 have no rating" in only(told, "D11.chosen").text
-    assert [(one.slice["source"], one.status) for one in told[1:]] == [("a", "pass"), ("b", "undefined")]
     assert isinstance(chosen.chosen([math.nan], [0], threshold=5).poor, Undefined)
-    assert chosen.both_bad([], [], []) == {}
+
+
+def test_judgements_that_call_both_bad_count_for_whoever_wrote_one_of_the_answers() -> None:
+    bad = [1] * 30 + [0] * 70 + [1] * 5
+    writers = [[0] * 30 + [1] * 70 + [2] * 5, [0] * 30 + [0] * 20 + [1] * 50 + [-1] * 5]
+    told = chosen.both_bad(bad, writers, range(105), names=["poor", "good", "few"])
+    assert [(one.slice.get("source", ""), one.value, one.n, one.status) for one in told] == [
+        ("", 1 / 3, 105, "warn"),
+        ("good", 0.0, 70, "pass"),
+        ("poor", 0.6, 50, "warn"),
+    ]
+    assert len(chosen.both_bad(bad, [[0] * 105] * 2, range(105), names=["poor"])) == 1
+    assert [one.status for one in chosen.both_bad([], [[], []], [], names=[])] == ["undefined"]
 
 
 # ---------------------------------------------------------------- hygiene

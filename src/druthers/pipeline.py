@@ -8,6 +8,7 @@ import gc
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,7 @@ def curate_stage(run: Run, settings: Settings, *, screen: Screen) -> dict[str, A
             tokenizer=tokenizer,
             workers=torch.get_num_threads(),
             beside=run.folder,
+            today=datetime.now(UTC).date(),
             progress=screen.bar("rows"),
         )
         write_advice(run, bars=screen.bar)

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -31,8 +32,9 @@ from druthers.curate.intake import Desk, Judged
 from druthers.curate.ledger import Ledger, Refusal, Shelf
 from druthers.curate.meaning import part
 from druthers.curate.nearness import NEAR, Hashes
-from druthers.curate.pooling import annotators
+from druthers.curate.pooling import annotators, both_bad
 from druthers.curate.quality.bias import position_finding
+from druthers.curate.quality.onpolicy import age
 from druthers.curate.remembered import held_before, remember, remembered
 from druthers.curate.repair import put_back
 from druthers.curate.split import threshold
@@ -86,13 +88,15 @@ def curate(
     workers: int = 1,
     most: int | None = None,
     beside: Path | None = None,
+    today: date | None = None,
     progress: Progress | None = None,
 ) -> CurateSummary:
     """The pairs of `settings.data` as `train.jsonl`, `heldout.jsonl`, `rejected.jsonl` and `summary.json` in `out`.
 
     The same input and settings give the same bytes, whatever the number of processes that read. Of each source of
     training pairs the first `most` rows are read. `beside` is the run directory, where runs beside it are to be asked
-    which prompts they hold out. `progress` is called with (rows done, rows in all or 0 if unknown).
+    which prompts they hold out; by `today` the age of rows with a date is told. `progress` is called with (rows done,
+    rows in all or 0 if unknown).
     Raises InputError for a bad file, for the first bad row unless `data.bad_rows` is "drop", and when nothing is left
     to train on or to hold out; then none of the files appears.
     """
@@ -127,7 +131,7 @@ def curate(
         _deal(sides, shelf, files)
         _check_filled(sides, source, ledger)
         summary = _summarize(sides, facts, source=source, desk=desk)
-        seen = _inspect(sides, facts, desk, beside=beside)
+        seen = _inspect(sides, facts, desk, beside=beside, today=today)
         _point(seen, facts, shelf, out / "findings")
         remember(out, facts.asked_B[sides.heldout])
         _ask_again(ledger, out / "collect.jsonl")
@@ -158,7 +162,7 @@ def _ask_again(ledger: Ledger, path: Path) -> None:
         shutil.copyfileobj(ledger.again, file)
 
 
-def _inspect(sides: Sides, facts: Facts, desk: Desk, *, beside: Path | None) -> Inspection:
+def _inspect(sides: Sides, facts: Facts, desk: Desk, *, beside: Path | None, today: date | None) -> Inspection:
     """All findings: about the pairs, prompts that runs beside this one hold out, and those who judged for training."""
     seen = inspect(
         facts,
@@ -171,6 +175,8 @@ def _inspect(sides: Sides, facts: Facts, desk: Desk, *, beside: Path | None) -> 
     if beside is not None:
         told = held_before(facts.asked_B[sides.train], remembered(beside.absolute()), run=beside)
         seen = replace(seen, findings=[*told, *seen.findings])
+    if today is not None and (aged := age(desk.ledger.days, today=today)) is not None:
+        seen = replace(seen, findings=[*seen.findings, aged])
     for judged in desk.judged:
         if judged.side == "train":
             seen = _with_opinions(seen, judged)
@@ -190,6 +196,7 @@ def _with_opinions(seen: Inspection, judged: Judged) -> Inspection:
     told = findings(judged.known)
     if judged.pool.first:
         told += filter(None, [position_finding(judged.pool.position())])
+    told += both_bad(judged.pool)
     told, lines = of_annotators(told, judged.tally.doubted)
     return replace(seen, findings=seen.findings + told, lines=lines, annotators=annotators(judged.known))
 

@@ -85,6 +85,7 @@ class Desk:
         if source.heldout:
             self.fill("heldout", [(path, known[path]) for path in source.heldout], shared)
             held = len(self.shelf)
+            self.ledger.days.clear()  # how old the data is that is trained on
         self.fill("train", [(path, known[path]) for path in source.train], shared)
         if self.judged and self.most is None:  # of a part of the rows a criterion may be missing
             check_names(policy_of(self.settings.grade), [each.known for each in self.judged])
@@ -115,6 +116,7 @@ class Desk:
                 self.ledger.rows += part.rows
                 self.ledger.ignored.update(part.ignored)
                 self.ledger.joined += part.joined
+                self.ledger.days.update(part.days)
                 self.ledger.repaired += part.repaired
                 self.ledger.redacted.update(part.redacted)
                 self.shelf.add(part.name, part.lines, part.facts, part.groups)

@@ -26,8 +26,8 @@ from druthers.curate.grading import UNMADE, Graded, Policy, Survey, grade
 from druthers.curate.importers import GATHERED, Importer, RowFault
 from druthers.curate.ledger import Ledger, Refusal, number, refusal
 from druthers.curate.opinions import Misfit, spoken
-from druthers.curate.quality import clusters
-from druthers.records import Candidates, InputError, Pair
+from druthers.curate.quality import chosen, clusters
+from druthers.records import Candidates, Finding, InputError, Pair
 from druthers.stats import Estimate, Undefined
 from druthers.storage import encode
 
@@ -37,7 +37,12 @@ AT_ONCE = 1000
 
 @dataclass
 class Pool:
-    """The items of a source in a file, where each began, and how often the response shown first was chosen."""
+    """The items of a source in a file, where each began, and what their choices say of the order and of both answers.
+
+    `first` and `prompt` have the choices that take a side: whether it is that of the response shown first. `bad`,
+    `asked` and `writers` have all of them: whether both responses were called bad, the prompt, and who wrote the two
+    (by the places in `sources`, -1 where nobody is named). `kinds`: whether some tie was called good or bad at all.
+    """
 
     file: BinaryIO
     lines: array[int] = field(default_factory=lambda: array("q"))
@@ -45,6 +50,11 @@ class Pool:
     names: list[str] = field(default_factory=list)
     first: array[int] = field(default_factory=lambda: array("b"))
     prompt: array[int] = field(default_factory=lambda: array("q"))
+    bad: array[int] = field(default_factory=lambda: array("b"))
+    asked: array[int] = field(default_factory=lambda: array("q"))
+    writers: array[int] = field(default_factory=lambda: array("i"))
+    sources: dict[str, int] = field(default_factory=dict)
+    kinds: bool = False
     rows: int = 0
 
     def add(self, placed: Placed) -> None:
@@ -62,10 +72,19 @@ class Pool:
         key = int(item.prompt_id[:15], 16)
         for opinion in item.opinions:
             if opinion.scale == "choice":
-                one, other = (worth for worth in opinion.worth if worth is not None)
+                i, j = (at for at, worth in enumerate(opinion.worth) if worth is not None)
+                one, other = opinion.worth[i] or 0.0, opinion.worth[j] or 0.0
                 if one != other:
                     self.first.append(one > other)
                     self.prompt.append(key)
+                self.bad.append(opinion.tie == "both_bad")
+                self.asked.append(key)
+                self.writers.extend([self.writer(item.responses[at].source) for at in (i, j)])
+                self.kinds |= bool(opinion.tie)
+
+    def writer(self, source: str) -> int:
+        """The place of a source."""
+        return self.sources.setdefault(source, len(self.sources)) if source else -1
 
     def items(self) -> Iterator[Candidates]:
         """All items, from the first on; one walk at a time."""
@@ -92,6 +111,15 @@ class Pool:
             return Undefined("no choice between two responses")
         share = clusters.share(np.frombuffer(self.first, dtype=np.int8), np.frombuffer(self.prompt, dtype=np.int64))
         return share if isinstance(share, Undefined) else share.map(lambda of: 100 * (of - 0.5))
+
+
+def both_bad(found: Pool) -> list[Finding]:
+    """D11.both_bad; nothing where no tie says of what kind it is, as where nobody was asked."""
+    if not found.kinds:
+        return []
+    writers = np.frombuffer(found.writers, dtype=np.int32).reshape(-1, 2).T
+    prompts = np.frombuffer(found.asked, dtype=np.int64)
+    return chosen.both_bad(np.frombuffer(found.bad, dtype=np.int8), writers, prompts, names=list(found.sources))
 
 
 def pool(
@@ -147,6 +175,8 @@ def _read(
                 ledger.refuse(refusal(line, reason=fault.reason, why=str(fault)))
                 continue
             ledger.ignored.update(read.ignored)
+            if read.day is not None:
+                ledger.days[read.day] += 1
             for item in read.items:
                 assert isinstance(item, Candidates), "the row is a pair"
                 yield Placed(item, line.where)
