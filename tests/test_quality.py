@@ -280,6 +280,45 @@ def test_information_counts_what_weights_leave() -> None:
     assert len(found.weight.edges) == len(found.weight.counts) + 1
 
 
+def effective(p: Any, *, prompt: Any = None) -> Finding:
+    ones = np.ones(len(p))
+    prompts = np.arange(len(p)) if prompt is None else prompt
+    return only(margin.findings(margin.information(p, 0 * ones, ones, prompts)), "D7.effective")
+
+
+def test_ties_count_for_nothing_however_many_they_are() -> None:
+    some = effective(np.r_[np.ones(600), np.full(400, 0.5)])
+    assert (some.value, some.status, some.action) == (0.6, "pass", "")
+    assert some.text == (
+        "By their weights and by how sure they are, 1,000 pairs of 1,000 prompts count as 600 alike ones. 400 of them are "
+        "ties (p = 0.5), and say nothing of which response is better."
+    )
+    most = effective(np.r_[np.ones(400), np.full(600, 0.5)])
+    assert (most.status, most.action) == (
+        "warn",
+        "Collect responses that differ more, or leave the ties out (grade.ties=drop).",
+    )
+    told = margin.findings(margin.information([0.5] * 9, [0] * 9, [1] * 9, range(9)))
+    assert (only(told, "D7.effective").value, only(told, "D7.effective").status) == (0.0, "warn")
+    assert only(told, "D7.prompts").undefined == "every pair is a tie or has no weight"
+
+
+@pytest.mark.parametrize("p", [0.51, 0.8, 1.0, 0.0])
+def test_pairs_that_are_all_as_sure_count_alike(p: float) -> None:
+    assert effective(np.full(50, p)).value == pytest.approx(1.0)
+
+
+def test_prompts_that_hold_most_of_the_pairs_are_told() -> None:
+    crowded = np.r_[np.zeros(90), np.arange(1, 11)]
+    ones = np.ones(100)
+    told = margin.findings(margin.information(ones, ones, ones, crowded))
+    assert (only(told, "D7.prompts").status, only(told, "D7.effective").status) == ("warn", "pass")
+    shared = np.r_[np.full(90, 1 / 90), np.ones(10)]
+    told = margin.findings(margin.information(ones, ones, shared, crowded))
+    assert only(told, "D7.prompts").value == pytest.approx(1.0)
+    assert only(told, "D7.crowded").text == "1 of 11 prompts has more than 4 pairs, 90 pairs in all."
+
+
 @settings(deadline=None)
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=40), st.floats(0.1, 10))
 def test_the_effective_number_ignores_the_unit_of_weights(weights: list[float], unit: float) -> None:
