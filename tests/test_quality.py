@@ -290,8 +290,8 @@ def test_ties_count_for_nothing_however_many_they_are() -> None:
     some = effective(np.r_[np.ones(600), np.full(400, 0.5)])
     assert (some.value, some.status, some.action) == (0.6, "pass", "")
     assert some.text == (
-        "By their weights and by how sure they are, 1,000 pairs of 1,000 prompts count as 600 alike ones. 400 of them are "
-        "ties (p = 0.5), and say nothing of which response is better."
+        "By their weights and by how sure they are, 1,000 pairs of 1,000 prompts count as 600 alike ones. 400 of them "
+        "are ties (p = 0.5), and say nothing of which response is better."
     )
     most = effective(np.r_[np.ones(400), np.full(600, 0.5)])
     assert (most.status, most.action) == (
