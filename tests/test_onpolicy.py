@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from datetime import date
+
 import numpy as np
 import pytest
 
 from druthers.curate.quality.onpolicy import age, likelihood, own_share, own_voice, per_token
+from druthers.records import Finding
 from druthers.stats import bootstrap_mean
 
 
@@ -55,9 +59,20 @@ def test_the_model_may_be_named_with_its_owner() -> None:
 
 
 def test_age_is_the_median() -> None:
-    assert (age([1, 2, 300]).value, age([1, 2, 300]).status) == (2, "pass")
-    assert age([91, 92, 10]).status == "warn"
-    assert age([]).status == "undefined"
+    def of(*days: int) -> Finding:
+        today = date(2026, 11, 28)
+        found = age(Counter(today.toordinal() - day for day in days), today=today)
+        assert found is not None
+        return found
+
+    assert (of(1, 2, 300).value, of(1, 2, 300).status) == (2, "pass")
+    assert of(91, 92, 10).status == "warn"
+    assert of(90, 90, 90).status == "pass"
+    assert of(-3).value == 0
+    assert of(*range(1, 101)).text == (
+        "Half of the 100 rows with a date are 51 days old or older (2026-10-08 or earlier), a tenth 91."
+    )
+    assert age({}, today=date(2026, 11, 28)) is None
 
 
 @pytest.mark.parametrize(("mean", "status"), [(-1.0, "pass"), (-2.5, "warn")])

@@ -446,3 +446,26 @@ def test_comparisons_of_one_post_weigh_one_together_in_each_group(tmp_path: Path
     assert {pair.weight for pair in pairs(tmp_path / "data")} == {0.25}
     run(tmp_path / "a.jsonl", tmp_path / "competence", grade__weight="competence")
     assert total_weights(tmp_path / "competence") == {4.0}
+
+
+def bad_shares(folder: Path, rows: list[dict[str, Any]]) -> dict[str, tuple[float, int]]:
+    run(put(folder / "a.jsonl", rows), folder / "data")
+    told = json.loads((folder / "data/quality.json").read_text("utf-8"))["findings"]
+    return {
+        one.get("slice", {}).get("source", ""): (one["value"], one["n"]) for one in told if one["id"] == "D11.both_bad"
+    }
+
+
+def test_how_often_both_responses_are_bad_is_told_by_who_wrote_them(tmp_path: Path) -> None:
+    good = [one | {"model_a": "m1", "model_b": "m2"} for one in FRUIT]
+    bad = [
+        vote(f"Name vegetable {i}.", "Plum.", "Stone.", "tie (both bad)", "ann", model_a="m1", model_b="m3")
+        for i in range(20)
+    ]
+    assert bad_shares(tmp_path, good + bad) == {"": (20 / 60, 60), "m1": (20 / 60, 60), "m2": (0, 40), "m3": (1, 20)}
+    asked = [row["prompt"][0]["content"] for row in lines(tmp_path / "data/collect.jsonl")]
+    assert asked == [f"Name vegetable {i}." for i in range(20)]
+
+
+def test_where_no_tie_says_of_what_kind_it_is_nothing_is_said_of_both(tmp_path: Path) -> None:
+    assert bad_shares(tmp_path, [*FRUIT, vote("Tied?", "Yes.", "No.", "tie", "ann")]) == {}

@@ -257,8 +257,11 @@ def test_gold_follows_the_rule_of_pausing() -> None:
         assert not noise.gold(worst + 1, answered).pause
     assert not noise.gold(0, 9).pause
     assert isinstance(noise.gold(0, 0).accuracy, Undefined)
-    found = noise.gold_by_annotator(["a", "b"] * 20, [1, 0] * 20)
-    assert {one.slice["annotator"]: one.status for one in noise.gold_findings(found)} == {"a": "pass", "b": "warn"}
+    assert [noise.gold_finding("ann", right, 20).status for right in (20, 0)] == ["pass", "warn"]
+    assert [noise.gold(right, 20).poor for right in (20, 11, 0)] == [False, True, True]
+    both = noise.gold_of_all([(20, 20), (0, 20)], items=20)
+    assert (both.value, both.n, both.status) == (0.5, 40, "pass")
+    assert noise.gold_of_all([], items=3).undefined == "nobody judged one of the 3 gold items"
     with pytest.raises(ValueError, match="between 0 and those answered"):
         noise.gold(3, 2)
 
@@ -275,6 +278,45 @@ def test_information_counts_what_weights_leave() -> None:
     assert found.lowest_N.sum() == 10
     assert sum(found.margin.counts) == sum(found.p.counts) == 100
     assert len(found.weight.edges) == len(found.weight.counts) + 1
+
+
+def effective(p: Any, *, prompt: Any = None) -> Finding:
+    ones = np.ones(len(p))
+    prompts = np.arange(len(p)) if prompt is None else prompt
+    return only(margin.findings(margin.information(p, 0 * ones, ones, prompts)), "D7.effective")
+
+
+def test_ties_count_for_nothing_however_many_they_are() -> None:
+    some = effective(np.r_[np.ones(600), np.full(400, 0.5)])
+    assert (some.value, some.status, some.action) == (0.6, "pass", "")
+    assert some.text == (
+        "By their weights and by how sure they are, 1,000 pairs of 1,000 prompts count as 600 alike ones. 400 of them "
+        "are ties (p = 0.5), and say nothing of which response is better."
+    )
+    most = effective(np.r_[np.ones(400), np.full(600, 0.5)])
+    assert (most.status, most.action) == (
+        "warn",
+        "Collect responses that differ more, or leave the ties out (grade.ties=drop).",
+    )
+    told = margin.findings(margin.information([0.5] * 9, [0] * 9, [1] * 9, range(9)))
+    assert (only(told, "D7.effective").value, only(told, "D7.effective").status) == (0.0, "warn")
+    assert only(told, "D7.prompts").undefined == "every pair is a tie or has no weight"
+
+
+@pytest.mark.parametrize("p", [0.51, 0.8, 1.0, 0.0])
+def test_pairs_that_are_all_as_sure_count_alike(p: float) -> None:
+    assert effective(np.full(50, p)).value == pytest.approx(1.0)
+
+
+def test_prompts_that_hold_most_of_the_pairs_are_told() -> None:
+    crowded = np.r_[np.zeros(90), np.arange(1, 11)]
+    ones = np.ones(100)
+    told = margin.findings(margin.information(ones, ones, ones, crowded))
+    assert (only(told, "D7.prompts").status, only(told, "D7.effective").status) == ("warn", "pass")
+    shared = np.r_[np.full(90, 1 / 90), np.ones(10)]
+    told = margin.findings(margin.information(ones, ones, shared, crowded))
+    assert only(told, "D7.prompts").value == pytest.approx(1.0)
+    assert only(told, "D7.crowded").text == "1 of 11 prompts has more than 4 pairs, 90 pairs in all."
 
 
 @settings(deadline=None)
@@ -329,13 +371,23 @@ def test_answers_in_another_language_count_where_they_are_chosen() -> None:
 def test_poor_chosen_answers_are_counted_where_they_are_rated() -> None:
     rating = np.r_[np.full(40, 2.0), np.full(60, 8.0), np.full(10, np.nan)]
     found = chosen.chosen(rating, np.arange(110), threshold=5)
-    bad = chosen.both_bad([1, 0] * 20 + [1], ["a"] * 40 + ["b"], range(41))
-    told = chosen.findings(found, bad)
+    told = chosen.findings(found)
     assert only(told, "D11.chosen").status == "warn"
     assert "10 have no rating" in only(told, "D11.chosen").text
-    assert [(one.slice["source"], one.status) for one in told[1:]] == [("a", "pass"), ("b", "undefined")]
     assert isinstance(chosen.chosen([math.nan], [0], threshold=5).poor, Undefined)
-    assert chosen.both_bad([], [], []) == {}
+
+
+def test_judgements_that_call_both_bad_count_for_whoever_wrote_one_of_the_answers() -> None:
+    bad = [1] * 30 + [0] * 70 + [1] * 5
+    writers = [[0] * 30 + [1] * 70 + [2] * 5, [0] * 30 + [0] * 20 + [1] * 50 + [-1] * 5]
+    told = chosen.both_bad(bad, writers, range(105), names=["poor", "good", "few"])
+    assert [(one.slice.get("source", ""), one.value, one.n, one.status) for one in told] == [
+        ("", 1 / 3, 105, "warn"),
+        ("good", 0.0, 70, "pass"),
+        ("poor", 0.6, 50, "warn"),
+    ]
+    assert len(chosen.both_bad(bad, [[0] * 105] * 2, range(105), names=["poor"])) == 1
+    assert [one.status for one in chosen.both_bad([], [[], []], [], names=[])] == ["undefined"]
 
 
 # ---------------------------------------------------------------- hygiene

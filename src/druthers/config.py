@@ -264,6 +264,11 @@ class GradeSettings(Section):
     weight: Literal["prompt", "competence"] = Field(
         "prompt", description="the pairs of a prompt weigh 1 together, or the competence of those who judged it"
     )
+    gold: str | None = Field(
+        None,
+        description="a file of rows in any form of data whose answers are right: those who judge are measured by them, "
+        "and their items are neither trained on nor held out",
+    )
 
     @field_validator("strength", mode="before")
     @classmethod

@@ -113,3 +113,12 @@ def worst(findings: list[Finding]) -> Status:
     """
     found = {one.status for one in findings}
     return "fail" if "fail" in found else "warn" if "warn" in found else "pass"
+
+
+def many(count: int, noun: str) -> str:
+    """So many of something.
+
+    >>> many(1, "pair"), many(1200, "pair")
+    ('1 pair', '1,200 pairs')
+    """
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")

@@ -8,6 +8,7 @@ import gc
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,7 @@ def curate_stage(run: Run, settings: Settings, *, screen: Screen) -> dict[str, A
             tokenizer=tokenizer,
             workers=torch.get_num_threads(),
             beside=run.folder,
+            today=datetime.now(UTC).date(),
             progress=screen.bar("rows"),
         )
         write_advice(run, bars=screen.bar)
@@ -229,7 +231,7 @@ def outdated(run: Run, settings: Settings, *, screen: Screen) -> bool:
     if run.begun():
         return False
     with contextlib.suppress(InputError):
-        if run.json(CURATED)["source_sha256"] != fingerprint(settings.data):
+        if run.json(CURATED)["source_sha256"] != fingerprint(settings):
             screen.say(f"  {storage.listed(settings.data.pairs)} has changed since it was curated, so it is read again")
             return True
     return False

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -24,14 +25,16 @@ from druthers.curate.clusters import Clusters
 from druthers.curate.columns import Columns
 from druthers.curate.facts import Facts, Texts, texts_in
 from druthers.curate.filters import Fates, Mask
+from druthers.curate.gold import Gold
 from druthers.curate.grading import findings, pairs_from_ranking
 from druthers.curate.inspection import Inspection, inspect, of_annotators
 from druthers.curate.intake import Desk, Judged
 from druthers.curate.ledger import Ledger, Refusal, Shelf
 from druthers.curate.meaning import part
 from druthers.curate.nearness import NEAR, Hashes
-from druthers.curate.pooling import annotators
+from druthers.curate.pooling import annotators, both_bad
 from druthers.curate.quality.bias import position_finding
+from druthers.curate.quality.onpolicy import age
 from druthers.curate.remembered import held_before, remember, remembered
 from druthers.curate.repair import put_back
 from druthers.curate.split import threshold
@@ -86,13 +89,15 @@ def curate(
     workers: int = 1,
     most: int | None = None,
     beside: Path | None = None,
+    today: date | None = None,
     progress: Progress | None = None,
 ) -> CurateSummary:
     """The pairs of `settings.data` as `train.jsonl`, `heldout.jsonl`, `rejected.jsonl` and `summary.json` in `out`.
 
     The same input and settings give the same bytes, whatever the number of processes that read. Of each source of
     training pairs the first `most` rows are read. `beside` is the run directory, where runs beside it are to be asked
-    which prompts they hold out. `progress` is called with (rows done, rows in all or 0 if unknown).
+    which prompts they hold out; by `today` the age of rows with a date is told. `progress` is called with (rows done,
+    rows in all or 0 if unknown).
     Raises InputError for a bad file, for the first bad row unless `data.bad_rows` is "drop", and when nothing is left
     to train on or to hold out; then none of the files appears.
     """
@@ -121,15 +126,16 @@ def curate(
         held, shared = desk.take(source)
         facts = shelf.facts()
         name = functools.partial(_name, source.train, ledger)
-        sides = decide(facts, shelf, data, held=held, form=shared, name=name, seed=settings.seed)
+        gold = desk.gold.numbers if desk.gold else None
+        sides = decide(facts, shelf, data, held=held, form=shared, name=name, seed=settings.seed, gold=gold)
         _book(sides, facts, shelf, data, ledger)
         told = facts.grades_B3[:, WEIGHT]
         if desk.judged and settings.grade.weight == "prompt":
             facts = once_a_prompt(facts, (sides.train | sides.heldout) & shelf.judged())
         _deal(sides, shelf, files, weight_B=facts.grades_B3[:, WEIGHT], told_B=told)
         _check_filled(sides, source, ledger)
-        summary = _summarize(sides, facts, source=source, given=data, desk=desk)
-        seen = _inspect(sides, facts, desk, beside=beside)
+        summary = _summarize(sides, facts, source=source, desk=desk)
+        seen = _inspect(sides, facts, desk, beside=beside, today=today)
         _point(seen, facts, shelf, out / "findings")
         remember(out, facts.asked_B[sides.heldout])
         _ask_again(ledger, out / "collect.jsonl")
@@ -140,10 +146,11 @@ def curate(
     return summary
 
 
-def fingerprint(data: DataSettings) -> str | None:
-    """One SHA-256 over the files the pairs come from, or None where they come from a URL; InputError for none."""
+def fingerprint(settings: Settings) -> str | None:
+    """One SHA-256 over the files the pairs come from, or None where one of them is a URL; InputError for none."""
+    data, gold = settings.data, settings.grade.gold
     found = storage.locate(data.pairs, data.heldout)
-    paths = [*found.train, *found.heldout, *storage.several(data.keep)]
+    paths = [*found.train, *found.heldout, *storage.several(data.keep), *(storage.files(gold) if gold else ())]
     if any("://" in path for path in paths):
         return None
     return hashlib.sha256(" ".join(map(storage.sha256, paths)).encode()).hexdigest()
@@ -159,7 +166,7 @@ def _ask_again(ledger: Ledger, path: Path) -> None:
         shutil.copyfileobj(ledger.again, file)
 
 
-def _inspect(sides: Sides, facts: Facts, desk: Desk, *, beside: Path | None) -> Inspection:
+def _inspect(sides: Sides, facts: Facts, desk: Desk, *, beside: Path | None, today: date | None) -> Inspection:
     """All findings: about the pairs, prompts that runs beside this one hold out, and those who judged for training."""
     seen = inspect(
         facts,
@@ -172,10 +179,20 @@ def _inspect(sides: Sides, facts: Facts, desk: Desk, *, beside: Path | None) -> 
     if beside is not None:
         told = held_before(facts.asked_B[sides.train], remembered(beside.absolute()), run=beside)
         seen = replace(seen, findings=[*told, *seen.findings])
+    if today is not None and (aged := age(desk.ledger.days, today=today)) is not None:
+        seen = replace(seen, findings=[*seen.findings, aged])
     for judged in desk.judged:
         if judged.side == "train":
             seen = _with_opinions(seen, judged)
-    return seen
+    return seen if desk.gold is None else _with_gold(seen, desk.gold)
+
+
+def _with_gold(seen: Inspection, gold: Gold) -> Inspection:
+    """The findings about answers on gold items, and each annotator's own."""
+    told, lines = gold.findings()
+    by = gold.by_annotator()
+    people = [person | ({"gold": by[person["name"]]} if person["name"] in by else {}) for person in seen.annotators]
+    return replace(seen, findings=seen.findings + told, lines={**seen.lines, **lines}, annotators=people)
 
 
 def _with_opinions(seen: Inspection, judged: Judged) -> Inspection:
@@ -183,6 +200,7 @@ def _with_opinions(seen: Inspection, judged: Judged) -> Inspection:
     told = findings(judged.known)
     if judged.pool.first:
         told += filter(None, [position_finding(judged.pool.position())])
+    told += both_bad(judged.pool)
     told, lines = of_annotators(told, judged.tally.doubted)
     return replace(seen, findings=seen.findings + told, lines=lines, annotators=annotators(judged.known))
 
@@ -212,13 +230,17 @@ def decide(
     form: Hashes,
     name: Callable[[], str],
     seed: int = 0,
+    gold: Hashes | None = None,
 ) -> Sides:
     """Which pairs are trained on and which held out; with `held` the first so many are held out already.
 
-    `form` is what many prompts have; `name` gives the source as messages show it, with what was refused so far.
+    `form` is what many prompts have; `gold` the numbers of comparisons that are neither; `name` gives the source as
+    messages show it, with what was refused so far.
     """
     back = put_back(storage.several(data.keep))
     result = filters.fates(len(facts), np.isin(facts.id_B, back))
+    if gold is not None:
+        filters.leave_out_gold(result, facts, gold)
     place = np.cumsum(facts.size_B) - facts.size_B
 
     @functools.lru_cache(KEPT_IN_MIND)
@@ -317,8 +339,8 @@ def _name(paths: Sequence[str], ledger: Ledger) -> str:
     return storage.listed(paths) + (f" (refused: {refused}; the first: {ledger.example})" if refused else "")
 
 
-def _summarize(sides: Sides, facts: Facts, *, source: Source, given: DataSettings, desk: Desk) -> CurateSummary:
-    ledger, tallies = desk.ledger, [each.tally for each in desk.judged]
+def _summarize(sides: Sides, facts: Facts, *, source: Source, desk: Desk) -> CurateSummary:
+    ledger, tallies, given = desk.ledger, [each.tally for each in desk.judged], desk.settings.data
     masks = {"train": sides.train, "heldout": sides.heldout}
     counts = {side: int(mask.sum()) for side, mask in masks.items()}
     refused = sum(ledger.reasons.values())
@@ -331,7 +353,7 @@ def _summarize(sides: Sides, facts: Facts, *, source: Source, given: DataSetting
     lengths = {name: table[:, i] for i, name in enumerate(("prompt", "chosen", "rejected"))}
     return CurateSummary(
         source=storage.listed(given.pairs),
-        source_sha256=fingerprint(given),
+        source_sha256=fingerprint(desk.settings),
         heldout_source=storage.listed(given.heldout or given.pairs) if source.heldout else None,
         format=", ".join(desk.forms),
         rows=ledger.rows,

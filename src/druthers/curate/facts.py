@@ -179,6 +179,10 @@ def comparison(pair: Pair) -> Comparison:
     >>> there.pair == back.pair, there.chosen == back.rejected, there.forward, back.forward
     (True, True, False, True)
     """
-    chosen, rejected = evened(pair.chosen), evened(pair.rejected)
-    whole = "\x1d".join((evened(pair.prompt), *sorted((chosen, rejected))))
-    return Comparison(hashed(whole), chosen <= rejected, hashed(chosen), hashed(rejected))
+    return between(evened(pair.prompt), evened(pair.chosen), evened(pair.rejected))
+
+
+def between(prompt: str, one: str, other: str) -> Comparison:
+    """The same from the texts, evened out."""
+    whole = "\x1d".join((prompt, *sorted((one, other))))
+    return Comparison(hashed(whole), one <= other, hashed(one), hashed(other))

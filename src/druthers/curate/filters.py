@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from druthers.curate.facts import Facts, Texts
+from druthers.curate.grading import UNMADE
 from druthers.curate.nearness import (
     Hashes,
     Places,
@@ -39,14 +40,17 @@ WHY = {
     "near_duplicate": "prompt and responses are nearly those of an earlier row ({other})",
     "contradiction": "another row has the same two responses the other way round ({other}); keep the one that is right",
     "leak": "the prompt is also among the held-out ones ({other})",
+    "gold": UNMADE["gold"],
 }
+LEFT_OUT = ("leak", "gold")
+"""Reasons that hold for pairs that were put back too."""
 
 
 @dataclass(frozen=True)
 class Fates:
     """Why each of B pairs is left out, "" where it is not, and the pair that is the cause, -1 where there is none.
 
-    `back_B` are pairs that were put back: they are left out as leaks alone.
+    `back_B` are pairs that were put back: they are left out as leaks and gold items alone.
     """
 
     reason_B: NDArray[np.str_]
@@ -60,7 +64,7 @@ class Fates:
 
     def leave_out(self, where: Places, reason: str, other: Places) -> None:
         """Leave out some that are still in."""
-        if reason != "leak":
+        if reason not in LEFT_OUT:
             stay = ~self.back_B[where]
             where, other = where[stay], other[stay]
         self.reason_B[where] = reason
@@ -71,6 +75,12 @@ def fates(count: int, back_B: Mask | None = None) -> Fates:
     """Of so many pairs, all kept."""
     back_B = np.zeros(count, dtype=bool) if back_B is None else back_B
     return Fates(np.zeros(count, dtype="<U16"), np.full(count, -1, dtype=np.int64), back_B)
+
+
+def leave_out_gold(result: Fates, facts: Facts, gold: Hashes) -> None:
+    """Leave out the pairs of gold items, by the numbers of their comparisons."""
+    found = np.flatnonzero(np.isin(facts.pair_B, gold))
+    result.leave_out(found, "gold", np.full(len(found), -1))
 
 
 def first_of(value_B: NDArray[np.generic], other_B: Hashes | None = None) -> Places:

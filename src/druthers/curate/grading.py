@@ -65,6 +65,7 @@ UNMADE = {
     "both_bad": "both responses were called bad, so the prompt should be answered again",
     "gate": "no response passes the gates of grade.gates",
     "gate_unjudged": "a response was not judged by a criterion of grade.gates",
+    "gold": "its two responses are a gold item (grade.gold), which is never trained on",
 }
 """Why responses gave no pair, by the code in `Graded.reasons`; pairs that the policy does not choose are not told."""
 

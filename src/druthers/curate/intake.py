@@ -16,6 +16,7 @@ from druthers.blocks import BlockTokenizer
 from druthers.config import DataSettings, Settings
 from druthers.curate import pooling
 from druthers.curate.facts import form_of
+from druthers.curate.gold import Gold, read_gold
 from druthers.curate.grading import Survey, check_names, policy_of, survey
 from druthers.curate.importers import INNER, OPINIONS, Form, Imported, Importer, detect
 from druthers.curate.importers.columns import Row
@@ -49,7 +50,8 @@ class Judged:
 class Desk:
     """What reading takes, and where what is read goes.
 
-    `most` are the rows that are read of each source of training pairs, None for all. `judged` are the opinions of the
+    `most` are the rows that are read of each source of training pairs, None for all. `gold` are the gold items, where
+    there are any. `judged` are the opinions of the
     held-out part and of the rest, where they hold any, and `forms` those of the sources of the rest.
     """
 
@@ -61,6 +63,7 @@ class Desk:
     workers: int
     most: int | None
     tell: Callable[[int], None]
+    gold: Gold | None = None
     judged: list[Judged] = field(default_factory=list)
     forms: list[Form] = field(default_factory=list)
 
@@ -71,6 +74,9 @@ class Desk:
         nowhere, and for a criterion of `grade` that nobody judged by.
         """
         data, held = self.settings.data, None
+        if (path := self.settings.grade.gold) is not None:
+            policy = policy_of(self.settings.grade)
+            self.gold = read_gold(path, policy, columns=data.columns, spool=self.spool)
         first = {path: first_of(path) for path in (*source.train, *source.heldout)}
         known = {path: Importer.of(path, form_in(rows, data), columns=data.columns) for path, rows in first.items()}
         check_columns(data.columns, [line.row for rows in first.values() for line in rows])
@@ -79,6 +85,7 @@ class Desk:
         if source.heldout:
             self.fill("heldout", [(path, known[path]) for path in source.heldout], shared)
             held = len(self.shelf)
+            self.ledger.days.clear()  # how old the data is that is trained on
         self.fill("train", [(path, known[path]) for path in source.train], shared)
         if self.judged and self.most is None:  # of a part of the rows a criterion may be missing
             check_names(policy_of(self.settings.grade), [each.known for each in self.judged])
@@ -109,6 +116,7 @@ class Desk:
                 self.ledger.rows += part.rows
                 self.ledger.ignored.update(part.ignored)
                 self.ledger.joined += part.joined
+                self.ledger.days.update(part.days)
                 self.ledger.repaired += part.repaired
                 self.ledger.redacted.update(part.redacted)
                 self.shelf.add(part.name, part.lines, part.facts, part.groups, judged=part.judged)
@@ -120,13 +128,15 @@ class Desk:
         with tempfile.TemporaryFile(dir=self.spool) as file:
             rows, refused = ledger.rows, sum(ledger.reasons.values())
             into = cast(BinaryIO, file)
-            found = pooling.pool(sources, ledger, spool=self.spool, into=into, most=most, tell=self.tell)
+            found = pooling.pool(
+                sources, ledger, spool=self.spool, into=into, most=most, tell=self.tell, gold=self.gold
+            )
             refused = sum(ledger.reasons.values()) - refused
             assert ledger.rows - rows == found.rows + refused, "a row was lost"
             tally = Tally(policy)
             with found.placing():
                 known = survey(found.items, policy, seed=self.settings.seed)
-                yield from pooling.pairs(found, policy, known, tally)
+                yield from pooling.pairs(found, policy, known, tally, gold=self.gold)
         self.judged.append(Judged(side, found, known, tally))
 
 

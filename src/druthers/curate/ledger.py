@@ -52,7 +52,8 @@ def number(where: str) -> int:
 class Ledger:
     """Counts of what was read and refused; refused rows are written to `file` with their reason.
 
-    `again` takes the prompts among them that should be answered or judged again.
+    `again` takes the prompts among them that should be answered or judged again; `days` counts rows by the day on which
+    they were made, where they say so.
     """
 
     file: BinaryIO
@@ -65,6 +66,7 @@ class Ledger:
     redacted: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     ignored: Counter[str] = field(default_factory=Counter)
+    days: Counter[int] = field(default_factory=Counter)
     example: str = ""
 
     def refuse(self, refusal: Refusal) -> None:

@@ -13,7 +13,7 @@ from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,12 +21,13 @@ import numpy as np
 
 from druthers import storage
 from druthers.curate.gather import Placed, gather, together
+from druthers.curate.gold import Gold
 from druthers.curate.grading import UNMADE, Graded, Policy, Survey, grade
 from druthers.curate.importers import GATHERED, Importer, RowFault
 from druthers.curate.ledger import Ledger, Refusal, number, refusal
 from druthers.curate.opinions import Misfit, spoken
-from druthers.curate.quality import clusters
-from druthers.records import Candidates, InputError, Pair
+from druthers.curate.quality import chosen, clusters
+from druthers.records import Candidates, Finding, InputError, Pair
 from druthers.stats import Estimate, Undefined
 from druthers.storage import encode
 
@@ -36,7 +37,12 @@ AT_ONCE = 1000
 
 @dataclass
 class Pool:
-    """The items of a source in a file, where each began, and how often the response shown first was chosen."""
+    """The items of a source in a file, where each began, and what their choices say of the order and of both answers.
+
+    `first` and `prompt` have the choices that take a side: whether it is that of the response shown first. `bad`,
+    `asked` and `writers` have all of them: whether both responses were called bad, the prompt, and who wrote the two
+    (by the places in `sources`, -1 where nobody is named). `kinds`: whether some tie was called good or bad at all.
+    """
 
     file: BinaryIO
     lines: array[int] = field(default_factory=lambda: array("q"))
@@ -44,6 +50,11 @@ class Pool:
     names: list[str] = field(default_factory=list)
     first: array[int] = field(default_factory=lambda: array("b"))
     prompt: array[int] = field(default_factory=lambda: array("q"))
+    bad: array[int] = field(default_factory=lambda: array("b"))
+    asked: array[int] = field(default_factory=lambda: array("q"))
+    writers: array[int] = field(default_factory=lambda: array("i"))
+    sources: dict[str, int] = field(default_factory=dict)
+    kinds: bool = False
     rows: int = 0
 
     def add(self, placed: Placed) -> None:
@@ -61,10 +72,19 @@ class Pool:
         key = int(item.prompt_id[:15], 16)
         for opinion in item.opinions:
             if opinion.scale == "choice":
-                one, other = (worth for worth in opinion.worth if worth is not None)
+                i, j = (at for at, worth in enumerate(opinion.worth) if worth is not None)
+                one, other = opinion.worth[i] or 0.0, opinion.worth[j] or 0.0
                 if one != other:
                     self.first.append(one > other)
                     self.prompt.append(key)
+                self.bad.append(opinion.tie == "both_bad")
+                self.asked.append(key)
+                self.writers.extend([self.writer(item.responses[at].source) for at in (i, j)])
+                self.kinds |= bool(opinion.tie)
+
+    def writer(self, source: str) -> int:
+        """The place of a source."""
+        return self.sources.setdefault(source, len(self.sources)) if source else -1
 
     def items(self) -> Iterator[Candidates]:
         """All items, from the first on; one walk at a time."""
@@ -93,6 +113,15 @@ class Pool:
         return share if isinstance(share, Undefined) else share.map(lambda of: 100 * (of - 0.5))
 
 
+def both_bad(found: Pool) -> list[Finding]:
+    """D11.both_bad; nothing where no tie says of what kind it is, as where nobody was asked."""
+    if not found.kinds:
+        return []
+    writers = np.frombuffer(found.writers, dtype=np.int32).reshape(-1, 2).T
+    prompts = np.frombuffer(found.asked, dtype=np.int64)
+    return chosen.both_bad(np.frombuffer(found.bad, dtype=np.int8), writers, prompts, names=list(found.sources))
+
+
 def pool(
     sources: Iterable[tuple[str, Importer]],
     ledger: Ledger,
@@ -101,26 +130,32 @@ def pool(
     into: BinaryIO,
     tell: Callable[[int], None],
     most: int | None = None,
+    gold: Gold | None = None,
 ) -> Pool:
     """Everything that is said in some sources, by prompt where their form takes that; bad rows are booked.
 
-    Of each source the first `most` rows are read. Raises InputError for a bad file, and for a bad row where those stop
-    the run.
+    Answers on gold items are scored and taken out. Of each source the first `most` rows are read. Raises InputError for
+    a bad file, for a bad row where those stop the run, and for criteria that the policy cannot sum.
     """
     found = Pool(into)
     scattered: list[Iterator[Placed]] = []
     whole: list[Iterator[Placed]] = []
     for path, importer in sources:
         (scattered if importer.form in GATHERED else whole).append(_read(path, importer, ledger, tell, most))
-    for placed in _seen(itertools.chain.from_iterable(whole), found):
+    for placed in _seen(itertools.chain.from_iterable(whole), found, gold):
         found.add(placed)
-    for placed in together(_seen(gather(itertools.chain.from_iterable(scattered), spool=spool), found)):
+    for placed in together(_seen(gather(itertools.chain.from_iterable(scattered), spool=spool), found, gold)):
         found.add(placed)
     return found
 
 
-def _seen(items: Iterable[Placed], found: Pool) -> Iterator[Placed]:
+def _seen(items: Iterable[Placed], found: Pool, gold: Gold | None) -> Iterator[Placed]:
     for placed in items:
+        if gold is not None:
+            try:
+                placed = gold.take(placed)
+            except Misfit as fault:
+                raise InputError(f"{placed.where}: {fault}") from None
         found.see(placed.item)
         yield placed
 
@@ -140,6 +175,8 @@ def _read(
                 ledger.refuse(refusal(line, reason=fault.reason, why=str(fault)))
                 continue
             ledger.ignored.update(read.ignored)
+            if read.day is not None:
+                ledger.days[read.day] += 1
             for item in read.items:
                 assert isinstance(item, Candidates), "the row is a pair"
                 yield Placed(item, line.where)
@@ -208,7 +245,7 @@ class Tally:
             self.doubted.setdefault(annotator, []).append(encode(about))
 
 
-def pairs(found: Pool, policy: Policy, known: Survey, tally: Tally) -> Iterator[Made]:
+def pairs(found: Pool, policy: Policy, known: Survey, tally: Tally, *, gold: Gold | None = None) -> Iterator[Made]:
     """The pairs of all items in order; an item that gives none is refused for the reason that is met most.
 
     Raises InputError for items to which the policy cannot be applied.
@@ -220,6 +257,8 @@ def pairs(found: Pool, policy: Policy, known: Survey, tally: Tally) -> Iterator[
         if name != lot.name or lot.full:
             yield lot
             lot = Made(name)
+        if gold is not None and "unjudged" in made.reasons and not made.pairs and gold.holds(made.row):
+            made = replace(made, reasons={"gold": made.reasons["unjudged"]})
         tally.add(made, where=where)
         lot.pairs.extend((where, pair) for pair in made.pairs)
         if not made.pairs:

@@ -35,7 +35,8 @@ class Read:
     """What became of some rows: the pairs among them, as lines and as facts, and the refusals.
 
     `rows` are none where the pairs were made of opinions (`judged`), whose rows are counted before. `repaired` pairs
-    had personal data, of which `redacted` counts the kinds.
+    had personal data, of which `redacted` counts the kinds. `days` counts the rows that say when they were
+    made.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Read:
     judged: bool = False
     repaired: int = 0
     redacted: Counter[str] = field(default_factory=Counter)
+    days: Counter[int] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,8 @@ class Reader:
                 continue
             done.ignored.update(read.ignored)
             done.joined += read.joined
+            if read.day is not None:
+                done.days[read.day] += 1
             found.append((line, read.pair))
         return found
 

@@ -76,7 +76,7 @@ def curated(run: Run, settings: Settings) -> bool:
     was = run.settings()
     same = all(getattr(was, part) == getattr(settings, part) for part in ("data", "grade", "seed"))
     same = same and was.model.path == settings.model.path
-    return same and run.json(CURATED)["source_sha256"] == fingerprint(settings.data)
+    return same and run.json(CURATED)["source_sha256"] == fingerprint(settings)
 
 
 def read(folder: Path, settings: Settings, tokenizer: Any, *, how: str, seconds: float, share: float = 1.0) -> Workload:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +240,11 @@ def annotators(quality: Tree) -> Table:
     known = [(reliability(row), row) for row in given]
     ordered = sorted(known, key=lambda item: (item[0].value if item[0] else 2.0, text(item[1], "name")))
     rows = [annotator(row, found) for found, row in ordered[:MOST_ANNOTATORS]]
+    if any("gold" in row for row in given):
+        rows = [
+            replace(shown, cells=[*shown.cells, ("right on gold", on_gold(row))])
+            for shown, (_, row) in zip(rows, ordered, strict=False)
+        ]
     legend = [("aligned", "share of answers that are right"), ("band", NINETY_FIVE)]
     caption = "Reliability of the annotators, the lowest first"
     return share_table(caption, rows, legend=legend, of="answers", grid="quarters halved")
@@ -252,6 +257,12 @@ def reliability(row: Tree) -> Interval | None:
         given = dict(zip(("value", "low", "high"), given, strict=True))
     found = estimate({"of": {"n": number(row, "n")} | (given if isinstance(given, dict) else {})}, "of")
     return found if isinstance(found, Interval) else None
+
+
+def on_gold(row: Tree) -> str:
+    """The share of an annotator's answers on gold items that are right, by its posterior."""
+    found = estimate(row, "gold")
+    return f"{wording.percent(found.value)} of {found.n:,}" if isinstance(found, Interval) else NONE
 
 
 def annotator(row: Tree, found: Interval | None) -> Row:

@@ -41,6 +41,7 @@ REASONS = {
     "both_bad": ("Both responses bad", "Have the prompt answered again: the better of two bad ones is bad."),
     "gate": ("No response passes the gate", "Lower the gate in grade.gates, or collect better responses."),
     "gate_unjudged": ("Gate not judged", "Have the responses judged by the criterion in grade.gates."),
+    "gold": ("A gold item", "Nothing is lost: gold items measure those who judge and are never trained on."),
     "between_sides": (
         "Means nearly what is held out",
         "Nothing is lost for the other side; such prompts cannot be told apart.",

@@ -15,6 +15,7 @@ from typing import Any, get_args
 from druthers.config import Form
 from druthers.curate.importers import columns as named
 from druthers.curate.importers.columns import Names, Row
+from druthers.curate.importers.days import day_in_export, take_day
 from druthers.curate.importers.exports import (
     ARGILLA,
     GROUND_TRUTH,
@@ -63,11 +64,13 @@ FORMS: tuple[Form, ...] = get_args(Form)
 
 @dataclass(frozen=True)
 class Imported:
-    """What a row became, the columns that were left aside, and whether turns of one speaker were joined."""
+    """What a row became, the columns that were left aside, whether turns of one speaker were joined, and the day on
+    which the row was made, where it says so."""
 
     items: tuple[Pair | Candidates, ...]
     ignored: tuple[str, ...] = ()
     joined: bool = False
+    day: int | None = None
 
     @property
     def pair(self) -> Pair:
@@ -135,14 +138,17 @@ def _read(row: Row, form: Form, columns: Mapping[str, str], *, cells: bool) -> I
     aside: list[str] = []
     if columns:
         row, aside = _arranged(row, form, columns)
+    made = day_in_export(row, form)
+    row, day = take_day(row, form)
+    day = day if made is None else made
     if names is not OWN and not names.read.issuperset(row):
         aside += named.unknown(row, names, PAIR_NAMES if form in ("trl", "hh") else sorted(names.read))
     if cells:
         row = named.typed(row)
     if form in PAIRS:
         found, joined = PAIRS[form][1](row)
-        return Imported((pair(found),), tuple(aside), joined)
-    return Imported((OPINIONS[form][1](row),), tuple(aside))
+        return Imported((pair(found),), tuple(aside), joined, day)
+    return Imported((OPINIONS[form][1](row),), tuple(aside), day=day)
 
 
 def _arranged(row: Row, form: Form, columns: Mapping[str, str]) -> tuple[Row, list[str]]:

@@ -19,7 +19,11 @@ from druthers.storage import offer
 
 Row = Mapping[str, Any]
 
-IGNORE = "ignore"
+IGNORE, DATE = "ignore", "date"
+DATES = frozenset(
+    (DATE, "created_at", "creation_date", "submitted_at", "updated_at", "inserted_at", "timestamp", "tstamp")
+)
+"""Columns that say when a row was made."""
 LONGEST_NAME = 60
 """Characters of a column's name from which on it is none: a cell where the names should stand, or damage."""
 RATING = "rating."
@@ -45,7 +49,7 @@ class Names:
 
     def knows(self, name: str) -> bool:
         """Whether the form reads a column of this name."""
-        return name in self.read or name.startswith(RATING) or member(name, self.families) is not None
+        return name in self.read or name.startswith(RATING) or name in DATES or member(name, self.families) is not None
 
 
 def member(name: str, stems: Collection[str]) -> tuple[str, int] | None:
@@ -152,7 +156,7 @@ IGNORED = frozenset(
             "chosen_rating",
             "rejected_rating",
         ),
-        *("chosen_score", "rejected_score", "chosen_model", "rejected_model", "timestamp", "created_at"),
+        *("chosen_score", "rejected_score", "chosen_model", "rejected_model"),
         *("split", "domain", "language", "complexity", "verbosity", "preference_statement", "preference_elaboration"),
         *("three_most_similar_preferences", "all_preferences_unprocessed"),
     )

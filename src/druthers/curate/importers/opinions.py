@@ -20,6 +20,7 @@ from druthers.curate.importers.choices import (
     word,
 )
 from druthers.curate.importers.columns import RATING, Names, Row, brief, fields, items, named, number, required, text
+from druthers.curate.importers.days import SHP as SHP_DATES
 from druthers.curate.importers.faults import RowFault
 from druthers.curate.importers.talk import Talk, answer, asked, check_json, messages, split_last
 from druthers.records import Candidates
@@ -188,7 +189,12 @@ def _vote(vote: Row) -> Said | None:
 
 
 SHP = Names(
-    frozenset(("history", "human_ref_A", "human_ref_B", "score_A", "score_B", "labels", "group", "prompt", "system")),
+    frozenset(
+        (
+            *("history", "human_ref_A", "human_ref_B", "score_A", "score_B", "labels", "group", "prompt", "system"),
+            *SHP_DATES,
+        )
+    ),
     open=True,
 )
 

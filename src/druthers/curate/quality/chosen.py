@@ -5,11 +5,12 @@ Letters: N pairs or judgements.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from druthers.curate.quality import clusters
 from druthers.findings import finding
@@ -17,8 +18,9 @@ from druthers.records import Finding, Limits
 from druthers.stats import Estimate, Interval, Undefined
 
 MOST_POOR = 0.1
-LEAST_OF_SOURCE = 20
-"""Judgements that a source has at least for a rate of its own."""
+"""Share of poor chosen answers, or of judgements that call both bad, from which on better ones are worth having."""
+LEAST_OF_SOURCE, MOST_SOURCES = 20, 20
+"""Judgements that a source has at least for a share of its own, and sources that have one at most."""
 
 
 @dataclass(frozen=True)
@@ -44,53 +46,61 @@ def chosen(rating_N: ArrayLike, prompt_N: ArrayLike, *, threshold: float) -> Cho
     return Chosen(poor, int((~rated).sum()), threshold)
 
 
-def both_bad(bad_N: ArrayLike, source_N: ArrayLike, prompt_N: ArrayLike) -> dict[Any, Estimate]:
-    """For every source, the share of judgements that call both answers bad; `bad_N` of 0 and 1.
+def both_bad(bad_N: ArrayLike, source_2N: ArrayLike, prompt_N: ArrayLike, *, names: Sequence[str]) -> list[Finding]:
+    """D11.both_bad: the share of judgements that call both answers bad, of all and by who wrote one of the answers.
 
-    >>> both_bad([1, 0] * 20, ["a"] * 40, range(40))["a"].value
-    0.5
+    `bad_N` of 0 and 1, `source_2N` the places of both answers' writers in `names`, -1 where none is named; `prompt_N`
+    the prompts. A writer has a share of their own from twenty judgements on, the twenty with the most of them.
+
+    >>> [found.value for found in both_bad([1, 0] * 20, [[0] * 40, [0, 1] * 20], range(40), names=["a", "b"])]
+    [0.5, 0.5, 0.0]
     """
     bad, prompt = np.asarray(bad_N, dtype=np.float64), np.asarray(prompt_N)
-    named, index = np.unique(np.asarray(source_N), return_inverse=True)
-    order = np.argsort(index.reshape(-1), kind="stable")
-    ends = np.cumsum(np.bincount(index.reshape(-1), minlength=len(named)))
-    rates: dict[Any, Estimate] = {}
-    for name, rows in zip(named.tolist(), np.split(order, ends[:-1]) if len(named) else [], strict=True):
-        enough = len(rows) >= LEAST_OF_SOURCE
-        why = f"{len(rows)} judgements are too few; it takes {LEAST_OF_SOURCE}"
-        rates[name] = clusters.share(bad[rows], prompt[rows]) if enough else Undefined(why, len(rows))
-    return rates
-
-
-def findings(found: Chosen | None, bad: dict[Any, Estimate] | None = None) -> list[Finding]:
-    """D11.chosen, and D11.both_bad for every source."""
-    told = []
-    if found is not None:
-        text = "Whether the chosen answers are good cannot be told."
-        if isinstance(found.poor, Interval):
-            text = f"{100 * found.poor.value:.0f} of 100 chosen answers are rated under {found.threshold:g}"
-            text += f"; {found.unrated} have no rating." if found.unrated else "."
-        told.append(
-            finding(
-                "D11.chosen",
-                found.poor,
-                text,
-                unit="share",
-                limits=Limits(warn=MOST_POOR),
-                action="Have better answers written or sampled: the better of two poor answers is poor.",
-            )
-        )
-    for source, rate in (bad or {}).items():
-        known = isinstance(rate, Interval)
-        told.append(
-            finding(
-                "D11.both_bad",
-                rate,
-                f"In {100 * rate.value:.0f} of 100 judgements on {source} both answers are called bad."
-                if known and isinstance(rate, Interval)
-                else f"How often both answers of {source} are bad cannot be told.",
-                unit="share",
-                about={"source": str(source)},
-            )
-        )
+    one_N, other_N = np.asarray(source_2N, dtype=np.int64)
+    both_M = np.concatenate([one_N, other_N[other_N != one_N]])
+    count_S = np.bincount(both_M[both_M >= 0], minlength=len(names)).tolist()
+    order = sorted(range(len(names)), key=lambda place: (-count_S[place], names[place]))
+    told = [bad_finding(bad, prompt)]
+    for place in order[:MOST_SOURCES] if len(names) > 1 else ():
+        if count_S[place] >= LEAST_OF_SOURCE:
+            own_N = (one_N == place) | (other_N == place)
+            told.append(bad_finding(bad[own_N], prompt[own_N], source=names[place]))
     return told
+
+
+def bad_finding(bad_N: NDArray[np.float64], prompt_N: NDArray[Any], *, source: str = "") -> Finding:
+    """D11.both_bad of some judgements, all of them or those about answers of one source."""
+    share = clusters.share(bad_N, prompt_N)
+    on = f" on answers of {source}" if source else ""
+    text = f"How often both answers{on} are bad cannot be told."
+    if isinstance(share, Interval):
+        text = f"{int(bad_N.sum()):,} of {len(bad_N):,} judgements{on} call both answers bad."
+    return finding(
+        "D11.both_bad",
+        share,
+        text,
+        unit="share",
+        limits=Limits(warn=MOST_POOR),
+        about={"source": source} if source else None,
+        action="Have such prompts answered anew; those that gave no pair stand in data/collect.jsonl."
+        if bad_N.any()
+        else "",
+    )
+
+
+def findings(found: Chosen) -> list[Finding]:
+    """D11.chosen."""
+    text = "Whether the chosen answers are good cannot be told."
+    if isinstance(found.poor, Interval):
+        text = f"{100 * found.poor.value:.0f} of 100 chosen answers are rated under {found.threshold:g}"
+        text += f"; {found.unrated} have no rating." if found.unrated else "."
+    return [
+        finding(
+            "D11.chosen",
+            found.poor,
+            text,
+            unit="share",
+            limits=Limits(warn=MOST_POOR),
+            action="Have better answers written or sampled: the better of two poor answers is poor.",
+        )
+    ]

@@ -1,6 +1,9 @@
-"""How much the pairs say: certainty, margin and weight of each, and how many pairs' worth the weights leave (D7).
+"""How much the pairs say: certainty, margin and weight of each, and how many pairs' worth that leaves (D7).
 
-Letters: N pairs.
+At the reference the loss of a pair pulls with w |2p - 1|: a tie (p = 1/2) says nothing of which response is better and
+holds the policy to the reference, whatever it weighs. So that is what a pair counts for.
+
+Letters: N pairs, G prompts.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from druthers.curate.quality import clusters
-from druthers.findings import finding
+from druthers.findings import finding, many
 from druthers.records import Finding, Limits, Rows
 from druthers.stats import Undefined
 
@@ -36,15 +39,18 @@ class Histogram:
 class Information:
     """What the pairs carry.
 
-    `effective` is (sum of weights)^2 / sum of squared weights, in pairs; `prompts` how many there are, which is what an
-    interval counts; `crowded` how many of them have more than four pairs, and `crowded_pairs` the pairs of those.
+    `effective` is (sum of c)^2 / (sum of c^2) over c = weight |2p - 1| of the pairs, in pairs, and `ties` how many have
+    p = 1/2. `prompts` is how many there are, which is what an interval counts, `effective_prompts` the same over what
+    the pairs of each prompt count for together; `crowded` prompts have more than four pairs, `crowded_pairs` in all.
     `lowest_N` marks the tenth of the pairs with the lowest margin, those at the bound included; `bound` is that margin,
     and None where all margins are equal. `implicit` is the histogram of the reference's own margin, where given.
     """
 
     pairs: int
     effective: float
+    ties: int
     prompts: int
+    effective_prompts: float
     crowded: int
     crowded_pairs: int
     bound: float | None
@@ -70,6 +76,9 @@ def information(
     >>> found = information([1, 1, 1], [0.5, 1, 2], [1, 1, 2], [0, 0, 1])
     >>> round(found.effective, 2), found.prompts, found.lowest_N.tolist()
     (2.67, 2, [True, False, False])
+    >>> found = information([1, 0.5, 0.5, 0.5], [0, 0, 0, 0], [1, 1, 1, 1], [0, 1, 2, 3])
+    >>> found.effective, found.ties
+    (1.0, 3)
     """
     p, margin, weight = (np.asarray(column, dtype=np.float64) for column in (p_N, margin_N, weight_N))
     code_N, groups = clusters.codes(prompt_N)
@@ -79,13 +88,15 @@ def information(
             "give as many of each, and at least one"
         )
     each_G = np.bincount(code_N, minlength=groups)
-    squared = float(weight @ weight)
+    counts_N = weight * np.abs(2 * p - 1)
     graded = bool(np.ptp(margin) > 0)
     bound = float(np.quantile(margin, LOWEST)) if graded else None
     return Information(
         pairs=len(p),
-        effective=float(weight.sum()) ** 2 / squared if squared else 0.0,
+        effective=effective(counts_N),
+        ties=int((p == 0.5).sum()),
         prompts=groups,
+        effective_prompts=effective(np.bincount(code_N, counts_N, minlength=groups)),
         crowded=int((each_G > MOST_PER_PROMPT).sum()),
         crowded_pairs=int(each_G[each_G > MOST_PER_PROMPT].sum()),
         bound=bound,
@@ -95,6 +106,16 @@ def information(
         weight=histogram(weight),
         implicit=None if implicit_N is None else histogram(np.asarray(implicit_N, dtype=np.float64)),
     )
+
+
+def effective(count_N: NDArray[Any]) -> float:
+    """As how many alike these count, (sum)^2 / (sum of squares); 0 where all are 0.
+
+    >>> effective(np.array([1.0, 1.0, 0.0])), effective(np.zeros(2))
+    (2.0, 0.0)
+    """
+    squared = float(count_N @ count_N)
+    return float(count_N.sum()) ** 2 / squared if squared else 0.0
 
 
 def histogram(value_N: NDArray[Any], *, low: float | None = None, high: float | None = None) -> Histogram:
@@ -111,26 +132,36 @@ def histogram(value_N: NDArray[Any], *, low: float | None = None, high: float | 
 
 
 def findings(found: Information, *, rows: Rows | None = None) -> list[Finding]:
-    """D7.effective, D7.crowded and D7.lowest; `rows` is where the pairs of the lowest margin stand."""
+    """D7.effective, D7.prompts, D7.crowded and D7.lowest; `rows` is where the pairs of the lowest margin stand."""
     lowest = int(found.lowest_N.sum())
     return [
+        effective_finding(found),
         finding(
-            "D7.effective",
-            found.effective / found.pairs if found.effective else Undefined("every weight is 0", found.pairs),
-            f"{found.pairs} pairs of {found.prompts} prompts; their weights leave {found.effective:.0f} pairs' worth.",
-            n=found.pairs,
+            "D7.prompts",
+            found.effective_prompts / found.prompts
+            if found.effective_prompts
+            else Undefined("every pair is a tie or has no weight", found.pairs),
+            f"By all that is said of each, {many(found.prompts, 'prompt')} count as {found.effective_prompts:,.0f} "
+            "alike ones.",
+            n=found.prompts,
             unit="share",
             limits=Limits(warn=LEAST_EFFECTIVE, bad="below"),
-            action="Look at the heaviest weights, and clip them: a few pairs decide most of the loss.",
+            action="Let each prompt weigh the same in all, or keep its clearest pairs: a few decide most of the loss."
+            if 0 < 2 * found.effective_prompts < found.prompts
+            else "",
         ),
         finding(
             "D7.crowded",
             found.crowded / found.prompts,
-            f"{found.crowded} of {found.prompts} prompts have more than {MOST_PER_PROMPT} pairs, "
-            f"{found.crowded_pairs} pairs in all.",
+            f"{found.crowded:,} of {many(found.prompts, 'prompt')} {'has' if found.crowded == 1 else 'have'} more than "
+            f"{MOST_PER_PROMPT} pairs, {many(found.crowded_pairs, 'pair')} in all."
+            if found.crowded
+            else f"No prompt has more than {MOST_PER_PROMPT} pairs.",
             n=found.prompts,
             unit="share",
-            action="Weigh the pairs of such a prompt down, or keep its clearest.",
+            action="Where they do not share the weight of one, weigh them down or keep the clearest."
+            if found.crowded
+            else "",
         ),
         finding(
             "D7.lowest",
@@ -139,10 +170,33 @@ def findings(found: Information, *, rows: Rows | None = None) -> list[Finding]:
             else found.bound,
             "No pair is told to be clearer than another."
             if found.bound is None
-            else f"The {lowest} pairs with the lowest margin have {found.bound:g} or less.",
+            else f"The {many(lowest, 'pair')} with the lowest margin have {found.bound:g} or less.",
             n=found.pairs,
             unit="margin",
             rows=rows,
             action="" if found.bound is None else "Such pairs teach least; data.least_margin leaves them out.",
         ),
     ]
+
+
+def effective_finding(found: Information) -> Finding:
+    """D7.effective: what weights that differ and ties leave of the pairs."""
+    share = found.effective / found.pairs
+    ties = f" {found.ties:,} of them are ties" if found.ties > 1 else " One of them is a tie"
+    ties += " (p = 0.5), and say nothing of which response is better." if found.ties > 1 else " (p = 0.5)."
+    text = f"By their weights and by how sure they are, {many(found.pairs, 'pair')} of {many(found.prompts, 'prompt')} "
+    text += f"count as {found.effective:,.0f} alike ones."
+    action = ""
+    if share < LEAST_EFFECTIVE:
+        action = "Look at the heaviest weights, and clip them: a few pairs decide most of the loss."
+        if 2 * found.ties >= found.pairs:
+            action = "Collect responses that differ more, or leave the ties out (grade.ties=drop)."
+    return finding(
+        "D7.effective",
+        share,
+        text + (ties if found.ties else ""),
+        n=found.pairs,
+        unit="share",
+        limits=Limits(warn=LEAST_EFFECTIVE, bad="below"),
+        action=action,
+    )

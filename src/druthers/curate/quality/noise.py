@@ -5,11 +5,12 @@ its features, trained on the other prompts, gives the chosen answer a chance p; 
 the label. Pairs that it is surest about, whichever way, show how many labels are wrong: their features leave little
 room, so what is labelled the other way is mostly noise. Nothing is deleted: the suspects are for people to look at.
 
-Letters: N pairs, F features, A annotators.
+Letters: N pairs, F features.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,7 @@ LEAST_RIGHT = 0.6
 """A model that is right less often than this on prompts it has not seen cannot tell noise from its own ignorance."""
 NOISE_WARN, NOISE_FAIL = 0.25, 0.4
 GOLD_ACCURACY, GOLD_CERTAIN, GOLD_LEAST = 0.7, 0.9, 10
+GOLD = Limits(warn=GOLD_ACCURACY, bad="below")
 """Pause an annotator whose accuracy is below .7 with a probability above .9, from 10 gold answers on."""
 
 
@@ -128,6 +130,12 @@ class Gold:
     accuracy: Estimate
     pause: bool
 
+    @property
+    def poor(self) -> bool:
+        """Whether there is something to say: the accuracy is below the limit, or likely enough to pause."""
+        known = isinstance(self.accuracy, Interval) and self.accuracy.high < GOLD_ACCURACY
+        return self.pause or known
+
 
 def gold(right: int, answered: int) -> Gold:
     """Posterior of the accuracy from `right` of `answered` gold answers, uniform before: Beta(1 + right, 1 + wrong).
@@ -145,18 +153,6 @@ def gold(right: int, answered: int) -> Gold:
     value = a / (a + b)
     poor = float(betainc(a, b, GOLD_ACCURACY)) > GOLD_CERTAIN
     return Gold(Interval(value, min(low, value), max(high, value), answered), pause=poor and answered >= GOLD_LEAST)
-
-
-def gold_by_annotator(annotator_N: ArrayLike, right_N: ArrayLike) -> dict[Any, Gold]:
-    """The same for every annotator, from their gold answers one a row."""
-    named, index = np.unique(np.asarray(annotator_N), return_inverse=True)
-    code = index.reshape(-1)
-    right_A = np.bincount(code, np.asarray(right_N, dtype=np.float64), minlength=len(named))
-    answered_A = np.bincount(code, minlength=len(named))
-    return {
-        name: gold(round(float(right)), int(answered))
-        for name, right, answered in zip(named.tolist(), right_A, answered_A, strict=True)
-    }
 
 
 def findings(found: Noise, *, rows: Rows | None = None) -> list[Finding]:
@@ -194,19 +190,33 @@ def findings(found: Noise, *, rows: Rows | None = None) -> list[Finding]:
     return told
 
 
-def gold_findings(found: dict[Any, Gold]) -> list[Finding]:
-    """D6.gold, one for each annotator."""
-    return [
-        finding(
-            "D6.gold",
-            one.accuracy,
-            f"Annotator {name} answers {100 * one.accuracy.value:.0f} of 100 gold questions right."
-            if isinstance(one.accuracy, Interval)
-            else f"Annotator {name} has answered no gold question.",
-            unit="share",
-            limits=Limits(warn=GOLD_ACCURACY, bad="below"),
-            about={"annotator": str(name)},
-            action="Pause this annotator and talk it over." if one.pause else "",
-        )
-        for name, one in found.items()
-    ]
+def gold_finding(name: str, right: int, answered: int, *, rows: Rows | None = None) -> Finding:
+    """D6.gold of one annotator; `rows` is where the answers stand that were missed."""
+    one = gold(right, answered)
+    many = "answer" if answered == 1 else "answers"
+    return finding(
+        "D6.gold",
+        one.accuracy,
+        f"{right:,} of {answered:,} {many} of {name or 'the nameless annotator'} on gold items are right.",
+        unit="share",
+        limits=GOLD,
+        about={"annotator": name},
+        rows=rows,
+        action="Pause this annotator and talk it over." if one.pause else "Look at the answers that were missed.",
+    )
+
+
+def gold_of_all(counts: Sequence[tuple[int, int]], *, items: int) -> Finding:
+    """D6.gold of all annotators together, from the right and all gold answers of each; `items` are in the gold file."""
+    right, answered = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
+    if not answered:
+        none = Undefined(f"nobody judged one of the {items:,} gold items")
+        action = "Compare prompts and responses of the gold file with those of the sources: they must be the same."
+        return finding("D6.gold", none, "How many answers are right cannot be told.", limits=GOLD, action=action)
+    share: Estimate = gold(right, answered).accuracy
+    if len(counts) > 1:
+        hit_N = np.concatenate([np.repeat((1, 0), (r, n - r)) for r, n in counts])
+        share = clusters.share(hit_N, np.repeat(np.arange(len(counts)), [n for _, n in counts]))
+    people = f"{len(counts):,} annotators" if len(counts) > 1 else "one annotator"
+    text = f"{right:,} of {answered:,} answers of {people} on gold items are right."
+    return finding("D6.gold", share, text, unit="share", limits=GOLD)

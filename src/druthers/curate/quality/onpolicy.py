@@ -7,7 +7,8 @@ Letters: C pair axis (0 chosen, 1 rejected), B pairs, S samples of the model's o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from datetime import date
 from math import hypot
 
 import numpy as np
@@ -101,13 +102,26 @@ def last_part(name: str) -> str:
     return name.rstrip("/").rsplit("/", 1)[-1]
 
 
-def age(days: ArrayLike) -> Finding:
-    """D12.age: the median age of the pairs in days; counted, so without an interval."""
-    known = np.asarray(days, dtype=np.float64)
-    median: Estimate | float = float(np.median(known)) if known.size else Undefined("no pair says how old it is")
-    text = f"Half of {known.size} pairs are older than {median:.0f} days" if known.size else "The age is not known"
-    text += f", a tenth older than {np.quantile(known, 0.9):.0f}." if known.size else "."
-    return finding("D12.age", median, text, n=known.size, unit="days", limits=AGE_DAYS, action="Collect anew.")
+def age(rows: Mapping[int, int], *, today: date) -> Finding | None:
+    """D12.age: the median age in days of the rows that say when they were made; nothing where none does.
+
+    `rows` counts them by the ordinal of that day. Counted, so without an interval.
+
+    >>> found = age({date(2026, 1, 1).toordinal(): 2, date(2026, 1, 11).toordinal(): 2}, today=date(2026, 1, 21))
+    >>> found.value, found.n
+    (20.0, 4)
+    """
+    if not rows:
+        return None
+    days, counts = (np.array(column) for column in zip(*sorted(rows.items()), strict=True))
+    upto = np.cumsum(counts)
+    middle, oldest = (int(days[np.searchsorted(upto, share * upto[-1])]) for share in (0.5, 0.1))
+    median, tenth = (max(0, today.toordinal() - day) for day in (middle, oldest))
+    text = f"Half of the {upto[-1]:,} rows with a date are {median:,} days old or older "
+    text += f"({date.fromordinal(middle)} or earlier), a tenth {tenth:,}."
+    action = "Have fresh answers judged: old ones are those of earlier models, to what was asked then."
+    n = int(upto[-1])
+    return finding("D12.age", float(median), text, n=n, unit="days", limits=AGE_DAYS, action=action)
 
 
 def own_voice(
