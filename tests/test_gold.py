@@ -77,7 +77,7 @@ def test_gold_answers_say_nothing_of_agreement_and_of_the_side(tmp_path: Path) -
     noise_ = next(one for one in found["quality"]["findings"] if one["id"] == "D3.noise")
     assert noise_["value"] == 0
     side = next(one for one in found["quality"]["findings"] if one["id"] == "D4.position")
-    assert (side["value"], side["n"]) == (50, 80)
+    assert (side["value"], side["n"]) == (pytest.approx(50, abs=1), 80)
 
 
 def test_pairs_of_gold_items_are_left_out_too_however_they_are_spelled(tmp_path: Path) -> None:

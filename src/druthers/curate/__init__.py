@@ -33,7 +33,7 @@ from druthers.curate.ledger import Ledger, Refusal, Shelf
 from druthers.curate.meaning import part
 from druthers.curate.nearness import NEAR, Hashes
 from druthers.curate.pooling import annotators, both_bad
-from druthers.curate.quality.bias import position_finding
+from druthers.curate.quality import bias
 from druthers.curate.quality.onpolicy import age
 from druthers.curate.remembered import held_before, remember, remembered
 from druthers.curate.repair import put_back
@@ -183,7 +183,7 @@ def _inspect(sides: Sides, facts: Facts, desk: Desk, *, beside: Path | None, tod
         seen = replace(seen, findings=[*seen.findings, aged])
     for judged in desk.judged:
         if judged.side == "train":
-            seen = _with_opinions(seen, judged)
+            seen = _with_opinions(seen, judged, alone=bool(desk.shelf.judged().all()))
     return seen if desk.gold is None else _with_gold(seen, desk.gold)
 
 
@@ -195,11 +195,18 @@ def _with_gold(seen: Inspection, gold: Gold) -> Inspection:
     return replace(seen, findings=seen.findings + told, lines={**seen.lines, **lines}, annotators=people)
 
 
-def _with_opinions(seen: Inspection, judged: Judged) -> Inspection:
-    """The findings about those who judged, beside the others."""
+def _with_opinions(seen: Inspection, judged: Judged, *, alone: bool) -> Inspection:
+    """The findings about those who judged, beside the others.
+
+    Where all pairs were made of opinions (`alone`), what decides is told of choices, which know the order of showing,
+    and not of the pairs once more.
+    """
     told = findings(judged.known)
-    if judged.pool.first:
-        told += filter(None, [position_finding(judged.pool.position())])
+    if (biases := judged.pool.biases()) is not None:
+        of_choices = bias.findings(biases)
+        told += of_choices if alone else of_choices[:1]
+        if alone:
+            seen = replace(seen, findings=[one for one in seen.findings if not one.id.startswith("D4.")])
     told += both_bad(judged.pool)
     told, lines = of_annotators(told, judged.tally.doubted)
     return replace(seen, findings=seen.findings + told, lines=lines, annotators=annotators(judged.known))

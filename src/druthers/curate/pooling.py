@@ -26,9 +26,10 @@ from druthers.curate.grading import UNMADE, Graded, Policy, Survey, grade
 from druthers.curate.importers import GATHERED, Importer, RowFault
 from druthers.curate.ledger import Ledger, Refusal, number, refusal
 from druthers.curate.opinions import Misfit, spoken
-from druthers.curate.quality import chosen, clusters
+from druthers.curate.quality import bias, chosen
+from druthers.curate.quality.bias import Bias
+from druthers.curate.surface import surface
 from druthers.records import Candidates, Finding, InputError, Pair
-from druthers.stats import Estimate, Undefined
 from druthers.storage import encode
 
 AT_ONCE = 1000
@@ -39,17 +40,18 @@ AT_ONCE = 1000
 class Pool:
     """The items of a source in a file, where each began, and what their choices say of the order and of both answers.
 
-    `first` and `prompt` have the choices that take a side: whether it is that of the response shown first. `bad`,
-    `asked` and `writers` have all of them: whether both responses were called bad, the prompt, and who wrote the two
-    (by the places in `sources`, -1 where nobody is named). `kinds`: whether some tie was called good or bad at all.
+    Of every choice: `won`, 1 where the response shown first was chosen and 1/2 for a tie; `differ`, three numbers, how
+    the first differs from the second (`bias.differences`); `bad`, whether both were called so; `asked`, the prompt; and
+    `writers`, who wrote the two (by the places in `sources`, -1 where nobody is named). `kinds`: whether some tie was
+    called good or bad at all.
     """
 
     file: BinaryIO
     lines: array[int] = field(default_factory=lambda: array("q"))
     starts: list[int] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
-    first: array[int] = field(default_factory=lambda: array("b"))
-    prompt: array[int] = field(default_factory=lambda: array("q"))
+    won: array[float] = field(default_factory=lambda: array("f"))
+    differ: array[float] = field(default_factory=lambda: array("f"))
     bad: array[int] = field(default_factory=lambda: array("b"))
     asked: array[int] = field(default_factory=lambda: array("q"))
     writers: array[int] = field(default_factory=lambda: array("i"))
@@ -69,14 +71,15 @@ class Pool:
 
     def see(self, item: Candidates) -> None:
         """Count the choices of an item whose responses stand in the order shown."""
-        key = int(item.prompt_id[:15], 16)
+        key, known = int(item.prompt_id[:15], 16), dict[tuple[int, int], list[float]]()
         for opinion in item.opinions:
             if opinion.scale == "choice":
                 i, j = (at for at, worth in enumerate(opinion.worth) if worth is not None)
                 one, other = opinion.worth[i] or 0.0, opinion.worth[j] or 0.0
-                if one != other:
-                    self.first.append(one > other)
-                    self.prompt.append(key)
+                if (i, j) not in known:
+                    known[i, j] = apart(item.responses[i].content, item.responses[j].content)
+                self.won.append(0.5 if one == other else float(one > other))
+                self.differ.extend(known[i, j])
                 self.bad.append(opinion.tie == "both_bad")
                 self.asked.append(key)
                 self.writers.extend([self.writer(item.responses[at].source) for at in (i, j)])
@@ -105,12 +108,23 @@ class Pool:
         """File and line of an item's first row."""
         return f"{self.names[bisect_right(self.starts, place) - 1]}:{self.lines[place]}"
 
-    def position(self) -> Estimate:
-        """By how many points more often than half the time the response that was shown first is chosen."""
-        if not len(self.first):
-            return Undefined("no choice between two responses")
-        share = clusters.share(np.frombuffer(self.first, dtype=np.int8), np.frombuffer(self.prompt, dtype=np.int64))
-        return share if isinstance(share, Undefined) else share.map(lambda of: 100 * (of - 0.5))
+    def biases(self) -> Bias | None:
+        """What beside their worth decides choices, the place where a response is shown first of all; None for none."""
+        if not len(self.won):
+            return None
+        differ = np.frombuffer(self.differ, dtype=np.float32).reshape(-1, len(bias.FEATURES))
+        asked = np.frombuffer(self.asked, dtype=np.int64)
+        return bias.bias(differ, np.frombuffer(self.won, dtype=np.float32), asked, position=True)
+
+
+def apart(one: str, other: str) -> list[float]:
+    """How one response differs from another on the surface, in the order of `bias.FEATURES`.
+
+    >>> apart("Yes.", "- No.")
+    [-1.0, -1.0, 0.0]
+    """
+    found: list[float] = bias.differences(np.array([surface(one)]), np.array([surface(other)]))[0].tolist()
+    return found
 
 
 def both_bad(found: Pool) -> list[Finding]:
