@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from druthers import cli, models, pipeline
+from druthers import cli, models, pipeline, storage
 from druthers.config import load
 from druthers.generation import transformers_generator
 from druthers.records import user
@@ -361,3 +361,37 @@ def test_sources_are_words_of_the_command_line_beside_settings(place: Path) -> N
     words = (place / "pairs.jsonl", place / "votes.jsonl", "data.heldout_share=0.2")
     found = druthers("curate", *words, "--model", place / "model", "--run", place / "several", "--json").json
     assert (found["format"], found["graded"]["pairs"]) == ("trl, votes", 20)
+
+
+# ---------------------------------------------------------------- a gate for the data
+
+
+def test_a_gate_stops_a_script_at_bad_data_and_leaves_all_of_it(place: Path, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"Question {i}?", "chosen": "A long answer. " * 9 + str(i), "rejected": f"No {i}."}
+        for i in range(90)
+    ]
+    calls.jsonl(tmp_path / "long.jsonl", rows)
+    given = ("curate", tmp_path / "long.jsonl", "--model", place / "model", "--run", tmp_path / "run")
+    stopped = druthers(*given, "--gate", "fail")
+    assert stopped.code == 3
+    assert "does not pass --gate fail: D4.length (fail)" in stopped.err.replace("\n", " ")
+    assert (tmp_path / "run/data.html").is_file()
+    assert (stopped.out, 0) == (druthers(*given).out, druthers(*given).code)
+    quality = json.loads((tmp_path / "run/data/quality.json").read_text())
+    assert quality["snapshot"]["train"] == storage.sha256(tmp_path / "run/data/train.jsonl")
+    other = druthers(*given, "--gate", "perhaps")
+    assert (other.code, "--gate = perhaps: is no level" in other.err) == (1, True)
+
+
+def test_good_data_passes_the_gate_that_lets_no_failure_by(place: Path, tmp_path: Path) -> None:
+    given = ("curate", place / "pairs.jsonl", "--model", place / "model", "--run", tmp_path / "run", "--gate")
+    statuses = {one.get("status") for one in json.loads(quality_of(tmp_path, given))["findings"]}
+    assert druthers(*given, "fail").code == (3 if "fail" in statuses else 0)
+    assert druthers(*given, "warn").code == (3 if statuses & {"fail", "warn"} else 0)
+
+
+def quality_of(folder: Path, given: tuple[object, ...]) -> str:
+    """What a curation with these words writes of its quality."""
+    druthers(*given[:-1])
+    return (folder / "run/data/quality.json").read_text()

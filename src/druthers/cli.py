@@ -41,6 +41,13 @@ def finite(option: typer.CallbackParam, value: float | None) -> float | None:
     return value
 
 
+def gate_level(value: str | None) -> str | None:
+    """A level at which findings stop a script; raises InputError for another word."""
+    if value not in (None, "fail", "warn"):
+        raise InputError(f"--gate = {value}: is no level; use fail, or warn, which lets neither pass")
+    return value
+
+
 Json = Annotated[bool, typer.Option("--json", help="Write the result as JSON to standard output.")]
 Recipe = Annotated[
     str | None, typer.Option("--recipe", "-r", help="A TOML file, or a packaged recipe: brand-voice, hh.")
@@ -56,6 +63,12 @@ Overrides = Annotated[
         metavar="[SOURCE]... [KEY=VALUE]...",
         help="Files, folders or URLs of preferences (data.pairs), and settings such as train.epochs=2.",
         show_default=False,
+    ),
+]
+Gate = Annotated[
+    str | None,
+    typer.Option(
+        "--gate", metavar="fail|warn", callback=gate_level, help="Exit with 3 where a finding is that bad, or worse."
     ),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
@@ -285,6 +298,7 @@ def curate(
     model: Model = None,
     data: Data = None,
     run: RunDir = None,
+    gate: Gate = None,
     as_json: Json = False,
 ) -> None:
     """Read pairs, check every row, split; writes data/ of a run directory."""
@@ -297,6 +311,7 @@ def curate(
         found = pipeline.curate_stage(opened, settings, screen=bars)
         write_data_page(opened.folder)
     show({"run": settings.run, **found}, as_json=as_json, table=data_screen)
+    stop_at(gate, Path(settings.run))
 
 
 @app.command()
@@ -314,6 +329,7 @@ def inspect(
     most: Annotated[
         int, typer.Option("--most", min=20, help="Pairs at most that are looked at, a tenth of them by the model.")
     ] = 1500,
+    gate: Gate = None,
     as_json: Json = False,
 ) -> None:
     """Measure what takes embeddings or the model: label noise, coverage, displacement, learnability, language."""
@@ -325,6 +341,24 @@ def inspect(
     with open_run(Run(run).settings().model_copy(update={"run": str(run)})) as opened:
         found = pipeline.inspect_stage(opened, settings, prompts=prompts, encoder=encoder, most=most, screen=bars)
     show(found, as_json=as_json, table=findings_screen)
+    stop_at(gate, run)
+
+
+NOT_PASSED = 3
+"""The exit code of data that a gate stops: 1 is a fault of the input, 2 one of the command line."""
+
+
+def stop_at(gate: str | None, run: Path) -> None:
+    """Exit where the findings about the data of a run are as bad as `gate`, or worse, and say which."""
+    if gate is None:
+        return
+    from druthers.counsel import MEASURED
+    from druthers.run import Run
+
+    bad = [one for one in Run(run).json(MEASURED)["findings"] if one.get("status") in ("fail", gate)]
+    if bad:
+        listed = ", ".join(dict.fromkeys(f"{one['id']} ({one['status']})" for one in bad))
+        fail(f"the data does not pass --gate {gate}: {listed}; {run / 'data.html'} says why", code=NOT_PASSED)
 
 
 def findings_screen(result: dict[str, Any]) -> Table:

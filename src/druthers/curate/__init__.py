@@ -141,7 +141,8 @@ def curate(
         _ask_again(ledger, out / "collect.jsonl")
         if sides.clusters is not None and data.clusters is not None:
             clusters.save(sides.clusters, data.clusters)
-    storage.write_json(out / "quality.json", seen.as_dict())
+    snapshot = {side: storage.sha256(out / f"{side}.jsonl") for side in ("train", "heldout")}
+    storage.write_json(out / "quality.json", {"snapshot": snapshot} | seen.as_dict())
     storage.write_json(out / "summary.json", asdict(summary))
     return summary
 
