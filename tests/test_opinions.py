@@ -761,3 +761,25 @@ def test_our_own_lines_of_candidates_read_back_as_they_were_written(
     row = json.loads(storage.encode(own.line()))
     assert detect([row]) == "candidates"
     assert read(row, "candidates").items == (own,)
+
+
+@pytest.mark.parametrize("outer", ["metadata.audience", "team"])
+def test_a_map_reaches_what_stands_around_the_fields_of_a_project(outer: str) -> None:
+    row = {
+        "id": "r1",
+        "team": "experts",
+        "fields": {"prompt": "Q", "response_1": "x", "response_2": "y"},
+        "metadata": {"audience": "experts"},
+        "responses": {"preference": [{"value": "response_1", "user_id": "u1"}]},
+    }
+    (item,) = read(row, "argilla", columns={outer: "group"}).items
+    assert (item.group, [r.content for r in item.responses]) == ("experts", ["x", "y"])
+    task = studio(result("pairwise", {"selected": "left"})) | {"meta": {"audience": "experts"}}
+    (item,) = read(task, "labelstudio", columns={"meta.audience": "group"}).items
+    assert item.group == "experts"
+
+
+def test_a_dotted_name_that_leads_nowhere_changes_nothing() -> None:
+    row = {"prompt": "Q", "response": "x", "rating": 3, "metadata": {"audience": 7}}
+    (item,) = read(row, "ratings", columns={"metadata.level": "group", "metadata": "ignore"}).items
+    assert item.group == ""

@@ -18,7 +18,7 @@ from druthers.curate import pooling
 from druthers.curate.facts import form_of
 from druthers.curate.gold import Gold, read_gold
 from druthers.curate.grading import Survey, check_names, policy_of, survey
-from druthers.curate.importers import INNER, OPINIONS, Form, Imported, Importer, detect
+from druthers.curate.importers import INNER, OPINIONS, Form, Imported, Importer, detect, reached
 from druthers.curate.importers.columns import Row
 from druthers.curate.ledger import Ledger, Shelf
 from druthers.curate.nearness import Hashes
@@ -170,7 +170,7 @@ def check_columns(columns: Mapping[str, str], rows: Sequence[Row]) -> None:
     """
     there = {name for row in rows for name in names_in(row)}
     for name in columns:
-        if there and name not in there:
+        if there and name not in there and all(reached(row, name) is None for row in rows):
             remedy = offer(name, sorted(there))
             raise InputError(f"data.columns.{name}: none of the first rows ({len(rows):,}) has that column{remedy}")
 

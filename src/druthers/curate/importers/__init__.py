@@ -152,12 +152,28 @@ def _read(row: Row, form: Form, columns: Mapping[str, str], *, cells: bool) -> I
 
 
 def _arranged(row: Row, form: Form, columns: Mapping[str, str]) -> tuple[Row, list[str]]:
-    """The row under our names; in an export the fields of the project that stand inside."""
+    """The row under our names; in an export the fields of the project that stand inside, and what is mapped around them.
+
+    A mapped name with a dot is a field of a column that is an object: metadata.audience.
+    """
     inner = INNER.get(form, "")
-    if isinstance(row.get(inner), dict):
-        found, aside = named.arrange(row[inner], NAMES[form], columns)
-        return {**row, inner: found}, aside
-    return named.arrange(row, NAMES[form], columns)
+    within = row[inner] if isinstance(row.get(inner), dict) else row
+    inside = {name: value for name in columns if name not in within and (value := reached(row, name)) is not None}
+    found, aside = named.arrange({**within, **inside}, NAMES[form], columns)
+    return ({**row, inner: found} if within is not row else found), aside
+
+
+def reached(row: Row, name: str) -> object:
+    """The column of a name, or the field of the object that a dotted name leads to; None for neither.
+
+    >>> reached({"metadata": {"for": {"level": "expert"}}}, "metadata.for.level")
+    'expert'
+    """
+    if name in row:
+        return row[name]
+    head, dot, rest = name.partition(".")
+    inner = row.get(head)
+    return reached(inner, rest) if dot and isinstance(inner, Mapping) else None
 
 
 def read_pair(row: Row, form: Form, *, columns: Mapping[str, str] = {}, cells: bool = False) -> Imported:
