@@ -152,7 +152,7 @@ def _read(row: Row, form: Form, columns: Mapping[str, str], *, cells: bool) -> I
 
 
 def _arranged(row: Row, form: Form, columns: Mapping[str, str]) -> tuple[Row, list[str]]:
-    """The row under our names; in an export the fields of the project that stand inside, and what is mapped around them.
+    """The row under our names; in an export the fields of the project inside it, and what is mapped around them.
 
     A mapped name with a dot is a field of a column that is an object: metadata.audience.
     """
