@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from druthers.online_settings import OnlineSettings, PPOSettings, RLOOSettings
 from druthers.records import InputError
 
 
@@ -322,6 +323,9 @@ class Settings(Section):
     loss: LossSettings = SigmoidSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    online: OnlineSettings = OnlineSettings()
+    ppo: PPOSettings = PPOSettings()
+    rloo: RLOOSettings = RLOOSettings()
 
 
 def known_keys(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
@@ -388,7 +392,13 @@ def check_text(text: str) -> None:
         raise InputError(f"{text!a} is not UTF-8; rename the file or folder") from None
 
 
-READ_AGAIN = (("model", "path"), ("evaluate", "prompts"), ("evaluate", "rubric"))
+READ_AGAIN = (
+    ("model", "path"),
+    ("evaluate", "prompts"),
+    ("evaluate", "rubric"),
+    ("online", "prompts"),
+    ("online", "reward"),
+)
 """Settings naming what a finished run is read with again, perhaps from another working directory."""
 
 
