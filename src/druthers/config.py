@@ -396,7 +396,6 @@ READ_AGAIN = (
     ("model", "path"),
     ("evaluate", "prompts"),
     ("evaluate", "rubric"),
-    ("online", "prompts"),
     ("online", "reward"),
 )
 """Settings naming what a finished run is read with again, perhaps from another working directory."""

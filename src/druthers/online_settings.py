@@ -14,15 +14,12 @@ class OnlineSection(BaseModel):
 
 
 class OnlineSettings(OnlineSection):
-    """Prompts, their answers and the reward of them; read by `druthers reinforce` alone."""
+    """Answers to the prompts that `data.pairs` names and their reward; read by `druthers reinforce` alone."""
 
     method: Literal["ppo", "rloo"] = Field("ppo", description="'ppo' learns a value beside the policy, 'rloo' has none")
-    prompts: str | None = Field(None, description="file of prompts to answer")
-    heldout_share: float = Field(
-        0.1, ge=0, lt=1, description="share of the prompts that are never trained on but answered at every evaluation"
-    )
     reward: str | None = Field(
-        None, description="what scores the answers: a rule rubric (TOML or packaged), or a folder with a reward model"
+        None,
+        description="what scores the answers: a rule rubric (TOML or packaged), or the folder of a reward model",
     )
     prompts_per_step: int = Field(16, ge=1, description="prompts answered for one step")
     samples: int = Field(4, ge=1, description="answers to each of them; 'rloo' takes at least 2")

@@ -9,15 +9,18 @@ Letters: P prompts, K answers to each of them.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from itertools import chain
 
 import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from druthers.generation import Generator, Messages, Progress
-from druthers.judges import Rubric
+from druthers.judges import Rubric, load_rubric
+from druthers.models import UNREADABLE
 from druthers.policygradient import best_of as best_places
-from druthers.records import Exchange, InputError
+from druthers.records import Exchange, InputError, Message, first_line
 
 Reward = Callable[[Sequence[Exchange]], Sequence[float | None]]
 """Answers to their rewards, in their order; None for an answer that cannot be scored."""
@@ -35,6 +38,64 @@ def rubric_reward(rubric: Rubric) -> Reward:
     [1.0, 0.0]
     """
     return lambda answers: [rubric.score(answer.prompt, answer.response).total for answer in answers]
+
+
+def reward_named(name: str, *, device: torch.device) -> Reward:
+    """The reward of a rubric, packaged or a TOML file, or of the folder of a model that gives one score.
+
+    Raises InputError where it is neither or cannot be read.
+    """
+    if not os.path.isdir(name):
+        return rubric_reward(load_rubric(name))
+    return classifier_reward(name, device=device)
+
+
+def classifier_reward(folder: str, *, device: torch.device, batch_size: int = 16) -> Reward:
+    """The one logit of a Hugging Face sequence classifier, read on prompt and answer in its own chat template.
+
+    A conversation longer than the model reads cannot be scored. Raises InputError for a folder that is no such model.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True
+        )
+    except UNREADABLE as error:
+        raise InputError(f"the reward model {folder!r} cannot be loaded: {first_line(error)}") from error
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    labels = model.config.num_labels
+    if found["missing_keys"] or labels != 1 or not tokenizer.chat_template or pad is None:
+        lacking = f"has {labels} labels" if labels != 1 else "has no chat template or token to pad with"
+        lacking = f"lacks the weights {min(found['missing_keys'])!r}" if found["missing_keys"] else lacking
+        raise InputError(
+            f"the reward model {folder!r} {lacking}; name a sequence classifier with one label, all its weights and a "
+            "chat template"
+        )
+    model = model.to(device).eval()
+    model.config.pad_token_id = pad
+    longest = model.config.to_dict().get("max_position_embeddings")
+
+    def ids_of(answer: Exchange) -> list[int]:
+        said = [*answer.prompt, Message(role="assistant", content=answer.response)]
+        text = tokenizer.apply_chat_template([message.template_form() for message in said], tokenize=False)
+        return list(tokenizer.encode(text, add_special_tokens=False))
+
+    @torch.no_grad()
+    def score(answers: Sequence[Exchange]) -> list[float | None]:
+        rows = [ids_of(answer) for answer in answers]
+        known = [i for i, ids in enumerate(rows) if longest is None or len(ids) <= longest]
+        values: list[float | None] = [None] * len(rows)
+        for start in range(0, len(known), batch_size):
+            some = known[start : start + batch_size]
+            width = max(len(rows[i]) for i in some)
+            ids_ST = torch.tensor([rows[i] + [pad] * (width - len(rows[i])) for i in some], device=device)
+            mask_ST = torch.tensor([[1] * len(rows[i]) + [0] * (width - len(rows[i])) for i in some], device=device)
+            logits = model(input_ids=ids_ST, attention_mask=mask_ST).logits[:, 0].double().tolist()
+            for i, value in zip(some, logits, strict=True):
+                values[i] = value
+        return values
+
+    return score
 
 
 def rewards_of(reward: Reward, answers: Sequence[Exchange]) -> list[float | None]:
