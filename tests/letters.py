@@ -71,7 +71,7 @@ def batch_of(loaded: Loaded, prompt: str, answers: Sequence[tuple[int, ...]]):  
 
 
 def worth(ids: Sequence[int]) -> float:
-    """What an answer is worth: every `a` counts, most in front, and a `b` at the end; a word that is no letter costs."""
+    """What an answer is worth: every `a` counts, most in front, and a last `b`; a word that is no letter costs."""
     letters = [WORDS[i] for i in ids if i != END]
     value = sum(0.6 / (1 + place) for place, letter in enumerate(letters) if letter == "a")
     return value + 0.5 * (letters[-1:] == ["b"]) - 0.4 * sum(letter not in LETTERS for letter in letters)
