@@ -101,8 +101,7 @@ def classifier_reward(folder: str, *, device: torch.device, batch_size: int = 16
 def rewards_of(reward: Reward, answers: Sequence[Exchange]) -> list[float | None]:
     """What the reward says of every answer, checked.
 
-    Raises InputError for another number of values than answers, a value that is no finite number, and for a reward that
-    could score none of them.
+    Raises InputError for another number of values than answers, and for a value that is no finite number.
     """
     found = list(reward(answers)) if answers else []
     if len(found) != len(answers):
@@ -117,8 +116,6 @@ def rewards_of(reward: Reward, answers: Sequence[Exchange]) -> list[float | None
                 f"the reward of the answer {shown(answer.response)} is {value!r}, but it must be a finite number; "
                 "give None for an answer that cannot be scored"
             )
-    if answers and all(value is None for value in found):
-        raise InputError(f"the reward could score none of {len(answers)} answers, so there is nothing to learn from")
     return [None if value is None else float(value) for value in found]
 
 

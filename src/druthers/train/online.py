@@ -273,6 +273,9 @@ def advance(course: Course, schedule: Schedule, state: State, logs: Logs) -> Sta
     """Answers of one step, and the optimizer steps they are worth."""
     step, t = state.position.step + 1, course.settings.train
     rollout = roll_out(course, course.asked(state.position.step), step=step, samples=course.settings.online.samples)
+    if not rollout.scored_S.any():
+        count = len(rollout.exchanges)
+        raise InputError(f"step {step}: the reward could score none of {count} answers, so there is nothing to learn")
     row = facts_of(rollout, beta=state.beta)
     check_reference(rollout, course, first=state.position.step == 0)
     check_alive(row, course, step=step)
@@ -293,6 +296,7 @@ def look(course: Course, state: State, logs: Logs) -> None:
     asked = [one.prompt for one in course.heldout[: course.settings.evaluate.count]]
     if asked:
         rollout = roll_out(course, asked, step=0, samples=1)
+    if asked and rollout.scored_S.any():
         logs.write(course, rollout, facts_of(rollout, beta=state.beta), step=state.position.step, split="heldout")
 
 
