@@ -5,7 +5,8 @@
 Both answer the same 32 prompts of different lengths with the same loaded weights, temperature and nucleus; both make
 exactly as many new tokens for every prompt (no token ends an answer), both keep keys and values. A round runs one after
 the other, in turns; the ratio of a round compares neighbours in time, and the median of the rounds is what counts.
-Beside the clock stands the time of the processor, which other work on the machine moves less. Prints a table and writes results/generation.json beside this file.
+Beside the clock stands the time of the processor, which other work on the machine moves less. Prints a table and writes
+results/generation.json beside this file.
 """
 
 from __future__ import annotations

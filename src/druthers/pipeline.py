@@ -488,7 +488,7 @@ def model_card(run: Run, policy: Loaded) -> str:
         "---",
         "library_name: transformers",
         "pipeline_tag: text-generation",
-        "tags: [dpo, preference-alignment, druthers]",
+        f"tags: [{summary.get('train', {}).get('method', 'dpo')}, preference-alignment, druthers]",
         "---",
         "",
         f"# {policy.name}, aligned with `{storage.listed(settings.data.pairs)}`",
