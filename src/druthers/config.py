@@ -460,8 +460,10 @@ def explain(error: ValidationError) -> str:
 
 def nearest(key: str) -> str | None:
     """The known key most like `key`, by the whole path or by its last part."""
-    keys = sorted(set(known_keys()))
-    leaf = key.rpartition(".")[2]
+    keys = list(dict.fromkeys(known_keys()))
+    group, _, leaf = key.rpartition(".")
+    if not group and (exact := [k for k in keys if k.rpartition(".")[2] == leaf]):
+        return exact[0]  # in the order of the tree: of `epochs` the training's before PPO's
     same_leaf = [k for k in keys if difflib.get_close_matches(leaf, [k.rpartition(".")[2]], cutoff=0.75)]
     found = difflib.get_close_matches(key, same_leaf or keys, n=1, cutoff=0.5)
     return found[0] if found else (same_leaf[0] if same_leaf else None)
