@@ -331,6 +331,18 @@ def test_a_run_on_sampled_answers_is_a_run_directory_like_any_other(tmp_path: Pa
     assert "holds another run (ppo.target_kl was 6.0, now 3.0)" in said
 
 
+def test_sample_gives_the_best_of_n_and_asks_for_what_it_needs(tmp_path: Path) -> None:
+    prompts = jsonl(tmp_path / "prompts.jsonl", [{"prompt": [{"role": "user", "content": "question?"}]}])
+    (tmp_path / "rubric.toml").write_text(RUBRIC, encoding="utf-8")
+    model = tiny.folder(tmp_path / "model")
+    how = ("--model", model, "--out", tmp_path / "out.jsonl", "-n", 2, "--max-new-tokens", 4)
+    found = druthers("sample", prompts, *how, "--best-of", 3, "--reward", tmp_path / "rubric.toml", "--json").json
+    assert found["samples"] == 2
+    assert len(lines(tmp_path, "out.jsonl")[0]["responses"]) == 2
+    assert "--best-of N takes --reward" in druthers("sample", prompts, *how, "--best-of", 3).fault
+    assert "--reward takes --best-of" in druthers("sample", prompts, *how, "--reward", "brand-voice").fault
+
+
 def test_bad_input_to_the_verb_is_one_sentence(tmp_path: Path) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.touch()
