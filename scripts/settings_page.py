@@ -11,7 +11,8 @@ from druthers.doctor import Setting, settings
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 HEAD = """# Settings
 
-Written by `scripts/settings_page.py` from `src/druthers/config.py`; `druthers doctor --settings` prints the same list.
+Written by `scripts/settings_page.py` from `src/druthers/config.py` and `online_settings.py`; `druthers doctor
+--settings` prints the same list.
 
 A recipe is sparse TOML: what it leaves out has the default below. The same keys stand on the command line as
 `dotted.key=value`, and win over the recipe; `none` unsets one. An unknown key stops the run and the nearest known one
@@ -36,6 +37,9 @@ TITLES = {
     "loss": "Loss",
     "train": "Training",
     "evaluate": "Evaluation",
+    "online": "Training on sampled answers (`druthers reinforce`)",
+    "ppo": "PPO",
+    "rloo": "RLOO",
 }
 
 

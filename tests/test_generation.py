@@ -9,13 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chisquare
 
 from druthers import generation
 from druthers.generation import batches, choose, end_tokens, inference_twin, transformers_generator, uniforms
 from druthers.models import Loaded, adapter_off
 from druthers.records import Exchange, InputError, Message, user
 from druthers.tokens import encode_prompt
-from tests import tiny
+from tests import letters, tiny
 
 LAW = settings(max_examples=40, deadline=None, derandomize=True)
 PROMPTS = [
@@ -268,6 +269,19 @@ def test_draws_follow_the_distribution(vocabulary: int, top_p: float) -> None:
     kept = (ranked.values.cumsum(0).clamp(max=top_p)).diff(prepend=torch.zeros(1)) / top_p
     counts = torch.bincount(found, minlength=vocabulary)[ranked.indices] / draws
     assert torch.allclose(counts, kept, atol=1.5 / draws + 1e-5)
+
+
+def test_sampled_answers_follow_the_exact_distribution_over_whole_answers() -> None:
+    """20,000 answers of at most two tokens, rows leaving the batch and all, against every probability there is."""
+    model, times = letters.policy(), 20_000
+    (found,) = ask(model, [user("ab?")], samples=times, batch_size=7000, max_new_tokens=2)
+    answers = letters.every_answer(2)
+    with torch.no_grad():
+        prob = letters.logps(model, "ab?", answers).exp()
+    counts = Counter(answer.ids for answer in found)
+    assert set(counts) <= set(answers)
+    expected = (prob / prob.sum() * times).numpy()
+    assert chisquare([counts[answer] for answer in answers], expected).pvalue > 1e-3
 
 
 def test_the_two_ways_to_sort_agree(monkeypatch: pytest.MonkeyPatch) -> None:

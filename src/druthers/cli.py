@@ -442,6 +442,41 @@ def train(
 
 
 @app.command()
+def reinforce(
+    *,
+    prompts: Annotated[
+        str, typer.Argument(help='Prompts, one JSON object a line: {"prompt": [{"role": "user", "content": "…"}]}.')
+    ],
+    reward: Annotated[
+        str | None,
+        typer.Option("--reward", help="What scores the answers: a rule rubric, or a reward model's folder."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings such as ppo.target_kl=6.", show_default=False),
+    ] = None,
+    method: Annotated[str | None, typer.Option("--method", help="ppo or rloo (online.method).")] = None,
+    recipe: Recipe = None,
+    model: Model = None,
+    run: RunDir = None,
+    as_json: Json = False,
+) -> None:
+    """Train on the model's own answers by PPO or RLOO; the same command continues a stopped run."""
+    from druthers.config import load
+    from druthers.reinforcement import reinforce as learned
+
+    extra = {
+        "data.pairs": prompts,
+        "online.reward": reward,
+        "online.method": method,
+        "model.path": model,
+        "run": run or (None if recipe else f"runs/{Path(prompts).name.split('.')[0] or 'reinforce'}"),
+    }
+    settings = load(recipe, overrides or (), extra)
+    show(learned(settings, screen=bars), as_json=as_json, table=facts)
+
+
+@app.command()
 def evaluate(*, run: RunArgument, as_json: Json = False) -> None:
     """Measure a trained run: held-out pairs, answers of base and aligned model, KL."""
     from druthers import pipeline
@@ -480,6 +515,10 @@ def sample(
     batch_size: Annotated[int, typer.Option(min=1, help="Responses generated at once.")] = 32,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Root of every random draw.")] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N prompts.")] = None,
+    best_of: Annotated[int, typer.Option("--best-of", min=1, help="Each response is the best of N by --reward.")] = 1,
+    reward: Annotated[
+        str | None, typer.Option("--reward", help="What scores them: a rule rubric, or a reward model's folder.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Sample responses to prompts from a model, for people or a rubric to judge."""
@@ -497,6 +536,8 @@ def sample(
         batch_size=batch_size,
         seed=seed,
         limit=limit,
+        best_of=best_of,
+        reward=reward,
         screen=bars,
     )
     show(found, as_json=as_json, table=facts)
@@ -648,7 +689,7 @@ def check_table(result: dict[str, Any]) -> Table:
 
 TOGETHER = ("align", "train")
 """What several processes, started by torchrun, can do together."""
-STAGES = {"align", "curate", "train", "evaluate", "report"}
+STAGES = {"align", "curate", "train", "reinforce", "evaluate", "report"}
 CTRL_C = 130
 """The exit code typer gives a KeyboardInterrupt."""
 

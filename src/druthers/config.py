@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from druthers.online_settings import OnlineSettings, PPOSettings, RLOOSettings
 from druthers.records import InputError
 
 
@@ -327,6 +328,9 @@ class Settings(Section):
     loss: LossSettings = SigmoidSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    online: OnlineSettings = OnlineSettings()
+    ppo: PPOSettings = PPOSettings()
+    rloo: RLOOSettings = RLOOSettings()
 
 
 def known_keys(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
@@ -393,7 +397,12 @@ def check_text(text: str) -> None:
         raise InputError(f"{text!a} is not UTF-8; rename the file or folder") from None
 
 
-READ_AGAIN = (("model", "path"), ("evaluate", "prompts"), ("evaluate", "rubric"))
+READ_AGAIN = (
+    ("model", "path"),
+    ("evaluate", "prompts"),
+    ("evaluate", "rubric"),
+    ("online", "reward"),
+)
 """Settings naming what a finished run is read with again, perhaps from another working directory."""
 
 
@@ -456,8 +465,10 @@ def explain(error: ValidationError) -> str:
 
 def nearest(key: str) -> str | None:
     """The known key most like `key`, by the whole path or by its last part."""
-    keys = sorted(set(known_keys()))
-    leaf = key.rpartition(".")[2]
+    keys = list(dict.fromkeys(known_keys()))
+    group, _, leaf = key.rpartition(".")
+    if not group and (exact := [k for k in keys if k.rpartition(".")[2] == leaf]):
+        return exact[0]  # in the order of the tree: of `epochs` the training's before PPO's
     same_leaf = [k for k in keys if difflib.get_close_matches(leaf, [k.rpartition(".")[2]], cutoff=0.75)]
     found = difflib.get_close_matches(key, same_leaf or keys, n=1, cutoff=0.5)
     return found[0] if found else (same_leaf[0] if same_leaf else None)

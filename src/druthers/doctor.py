@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from druthers.config import Section, Settings
+from druthers.config import Settings
 from druthers.records import InputError
 
 State = Literal["ok", "note", "missing"]
@@ -302,7 +302,9 @@ def settings(section: type[BaseModel] = Settings, *, prefix: str = "", loss: str
     """
     for name, field in section.model_fields.items():
         groups = [
-            t for t in (field.annotation, *get_args(field.annotation)) if isinstance(t, type) and issubclass(t, Section)
+            t
+            for t in (field.annotation, *get_args(field.annotation))
+            if isinstance(t, type) and issubclass(t, BaseModel)
         ]
         for group in groups:
             owner = str(group.model_fields["name"].default) if name == "loss" else loss

@@ -308,17 +308,27 @@ def note_inputs(run: Run, settings: Settings, policy: Loaded, *, ranks: int) -> 
     data = {side: storage.sha256(run.path(f"data/{side}.jsonl")) for side in SIDES}
     check_same_data(run, data)
     heldout = storage.locate(settings.data.pairs, settings.data.heldout).heldout
-    template = hashlib.sha256(policy.tokenizer.chat_template.encode()).hexdigest()
-    added = sum(weight.numel() for weight in models.trainable(policy).values()) if policy.adapted else 0
-    size = sum(map(lowbit.count, policy.causal.parameters())) - added
     note = {
         "pairs": {"path": storage.listed(settings.data.pairs), "sha256": data["train"]},
         "heldout": {"path": storage.listed(heldout), "sha256": data["heldout"]} if heldout else None,
         "data": data,
-        "model": {"name": policy.name, "sha256": policy.sha, "parameters": size},
-        "chat_template_sha256": template,
     }
-    storage.write_json(run.path(INPUTS), note)
+    storage.write_json(run.path(INPUTS), note | note_model(policy))
+    note_machine(run, policy, ranks=ranks)
+
+
+def note_model(policy: Loaded) -> dict[str, Any]:
+    """What inputs.json says of the model: its name, the hash of its base weights, how many, and its chat template."""
+    added = sum(weight.numel() for weight in models.trainable(policy).values()) if policy.adapted else 0
+    size = sum(map(lowbit.count, policy.causal.parameters())) - added
+    return {
+        "model": {"name": policy.name, "sha256": policy.sha, "parameters": size},
+        "chat_template_sha256": hashlib.sha256(policy.tokenizer.chat_template.encode()).hexdigest(),
+    }
+
+
+def note_machine(run: Run, policy: Loaded, *, ranks: int) -> None:
+    """environment.json and code.diff."""
     world = environment(
         device=str(policy.device),
         precision=str(policy.compute).removeprefix("torch."),
@@ -430,7 +440,8 @@ def evaluate_stage(run: Run, settings: Settings, *, screen: Screen, policy: Load
     screen.stage("evaluate")
     since = time.monotonic()
     policy = policy or load_policy(run)
-    check_same_data(run, {"heldout": storage.sha256(run.path("data/heldout.jsonl"))})
+    if run.has("data/heldout.jsonl"):  # a run on sampled answers has prompts alone
+        check_same_data(run, {"heldout": storage.sha256(run.path("data/heldout.jsonl"))})
     cache = storage.cache_folder("answers")
     headline = evaluate(
         run,
@@ -474,23 +485,22 @@ def export(run: Run, folder: Path) -> dict[str, Any]:
 def model_card(run: Run, policy: Loaded) -> str:
     """README.md of an exported model: what it is, what it was trained on, what was measured, what is not known."""
     settings, summary = run.settings(), run.summary()
-    win, heldout, counts = summary.get("win_rate") or {}, summary.get("heldout", {}), summary.get("pairs", {})
+    win, heldout = summary.get("win_rate") or {}, summary.get("heldout", {})
     lines = [
         "---",
         "library_name: transformers",
         "pipeline_tag: text-generation",
-        "tags: [dpo, preference-alignment, druthers]",
+        f"tags: [{summary.get('train', {}).get('method', 'dpo')}, preference-alignment, druthers]",
         "---",
         "",
         f"# {policy.name}, aligned with `{storage.listed(settings.data.pairs)}`",
         "",
         f"Base model: {policy.name} (weights SHA-256 `{policy.sha[:16]}`); its licence applies to this model too.",
-        f"Method: Direct Preference Optimization ({settings.loss.name} loss, beta {settings.loss.beta:g}), "
+        f"Method: {method_of(settings, summary)}, "
         f"{'LoRA adapter merged in float32' if policy.adapted else 'all weights trained'}, "
-        f"learning rate {settings.train.learning_rate:g}, {settings.train.pairs_per_step} pairs a step, "
+        f"learning rate {settings.train.learning_rate:g}, "
         f"checkpoint of step {run.json('checkpoints/best.json')['step']}.",
-        f"Data: {summary.get('train', {}).get('pairs')} of {counts.get('train')} training pairs, "
-        f"{counts.get('heldout')} held out.",
+        data_of(summary),
         "",
         "| measured on held-out data | value | 95 % interval | n |",
         "|---|---|---|---|",
@@ -509,6 +519,26 @@ def model_card(run: Run, policy: Loaded) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def method_of(settings: Settings, summary: dict[str, Any]) -> str:
+    """What moved the weights, in a few words of a card."""
+    train = summary.get("train", {})
+    if "method" not in train:
+        return (
+            f"Direct Preference Optimization ({settings.loss.name} loss, beta {settings.loss.beta:g}), "
+            f"{settings.train.pairs_per_step} pairs a step"
+        )
+    name = {"ppo": "Proximal Policy Optimization", "rloo": "REINFORCE leave-one-out"}[train["method"]]
+    return f"{name} on sampled answers (reward `{settings.online.reward}`, beta {train['beta']:g} at the end)"
+
+
+def data_of(summary: dict[str, Any]) -> str:
+    """What it was trained on, in a sentence of a card."""
+    train, counts = summary.get("train", {}), summary.get("pairs", {})
+    if "method" in train:
+        return f"Data: {train['answers']} answers of its own to {train['prompts']} prompts."
+    return f"Data: {train.get('pairs')} of {counts.get('train')} training pairs, {counts.get('heldout')} held out."
 
 
 def card_row(name: str, found: dict[str, Any]) -> str:
@@ -531,19 +561,30 @@ def sample(
     seed: int,
     limit: int | None,
     screen: Screen,
+    best_of: int = 1,
+    reward: str | None = None,
 ) -> dict[str, Any]:
-    """Responses of a model to a file of prompts, as unrated `Candidates`."""
+    """Responses of a model to a file of prompts, as unrated `Candidates`; each the best of some by a reward, if asked.
+
+    Raises InputError where a reward and how many it chooses from do not come together.
+    """
     from itertools import islice
 
+    from druthers import rewards
     from druthers.generation import transformers_generator
     from druthers.records import Candidate, Candidates
 
+    if (best_of > 1) != (reward is not None):
+        raise InputError("--best-of N takes --reward, which says what is best, and --reward takes --best-of above 1")
     asked = list(islice(storage.read(prompts, Prompt), limit))
     loaded = models.load(model)
+    score = None if reward is None else rewards.reward_named(reward, device=loaded.device)
 
     def rows() -> Iterator[Candidates]:
         """Sampled once the output file is open, so that a place that cannot be written costs no sampling."""
         generate = transformers_generator(loaded, batch_size=batch_size, model_name=loaded.name)
+        if score is not None:
+            generate = rewards.best_of(generate, score, count=best_of)
         answers = generate(
             [row.prompt for row in asked],
             samples=samples,

@@ -31,7 +31,7 @@ COUNTED = ("step", "split", "loss", "pairs", "tokens")
 """What every line of metrics.jsonl has."""
 FREE = ("run", "threads")
 OF_CURATION = ("seed", "data.", "grade.", "model.path")
-OF_TRAINING = (*OF_CURATION, "model.", "loss.", "train.")
+OF_TRAINING = (*OF_CURATION, "model.", "loss.", "train.", "online.", "ppo.", "rloo.")
 ANY = ("",)
 
 

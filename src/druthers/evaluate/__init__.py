@@ -47,6 +47,8 @@ __all__ = ["evaluate", "evaluate_answers", "evaluate_kl", "evaluate_pairs", "ver
 
 KL_SAMPLES = 2
 """Samples per prompt for the KL: two share a row pair, so the second costs generation only."""
+PAIRS, PROMPTS = "data/heldout.jsonl", "data/prompts-heldout.jsonl"
+"""What was never trained on: pairs, or the prompts of a run on sampled answers."""
 SEED_OF_KL = 1
 """Added to the run's seed, so that the KL's samples are not the judged answers again."""
 
@@ -66,15 +68,15 @@ def evaluate(
     Raises InputError for prompts or a rubric that cannot be read, before anything is generated.
     """
     own = settings.evaluate
-    pairs = list(storage.read(str(run.path("data/heldout.jsonl")), Pair))
-    asked = held_out_prompts(own.prompts, pairs)
+    pairs = list(storage.read(str(run.path(PAIRS)), Pair)) if run.has(PAIRS) or not run.has(PROMPTS) else []
+    asked = held_out_prompts(own.prompts or (str(run.path(PROMPTS)) if run.has(PROMPTS) else None), pairs)
     prompts, kl_prompts = choose_prompts(asked, own.count), choose_prompts(asked, own.kl_prompts)
     rubric = None if own.rubric is None else judges.load_rubric(own.rubric)
     room = Room(run, settings, policy, reference, Bar(progress, total=4 * len(prompts) + KL_SAMPLES * len(kl_prompts)))
     answers = measure_answers(room, prompts=prompts, rubric=rubric, cache=cache)
     kl = measure_kl(room, prompts=kl_prompts)
     found = verdict(answers.sampled, rubric=answers.rubric, prompts=answers.prompts)
-    held_out = measure_pairs(room, pairs=pairs, found=found)
+    held_out = measure_pairs(room, pairs=pairs, found=found) if pairs else None
     return headline(found, pairs=held_out, answers=answers, kl=kl)
 
 
@@ -215,12 +217,13 @@ def held_out_outcomes(room: Room) -> list[Outcome]:
     )
 
 
-def headline(found: Verdict, *, pairs: PairResult, answers: AnswerResult, kl: KL) -> dict[str, Any]:
-    """The keys of summary.json that belong to this stage."""
+def headline(found: Verdict, *, pairs: PairResult | None, answers: AnswerResult, kl: KL) -> dict[str, Any]:
+    """The keys of summary.json that belong to this stage; a run on sampled answers has no pairs."""
+    names = () if pairs is None else ("accuracy", "margin", "chosen_fell")
     return {
         "verdict": found.word,
         "text": found.text,
-        "heldout": {name: getattr(pairs, name).as_dict() for name in ("accuracy", "margin", "chosen_fell")},
+        "heldout": {name: getattr(pairs, name).as_dict() for name in names},
         "win_rate": answers.sampled.win_rate.as_dict(),
         "win_rate_greedy": answers.greedy.win_rate.as_dict(),
         "length_ratio": answers.length.ratio,

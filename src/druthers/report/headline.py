@@ -100,7 +100,8 @@ def held_out_accuracy(files: RunFiles) -> Estimate:
 def facts(files: RunFiles) -> list[Fact]:
     """What was trained on what, how long it took and what it needed: the strip under the verdict."""
     summary, inputs, config = files.tree("summary.json"), files.tree("inputs.json"), files.config
-    beta, adapter, kept = number(config, "loss.beta"), text(config, "model.adapter"), best_step(files)
+    online, adapter, kept = text(summary, "train.method"), text(config, "model.adapter"), best_step(files)
+    beta = number(summary, "train.beta") if online else number(config, "loss.beta")
     source = text(files.tree("data/summary.json"), "source") or text(config, "data.pairs")
     model = text(inputs, "model.name") or text(config, "model.path")
     size = with_unit(wording.amount, number(inputs, "model.parameters"), "parameters")
@@ -114,7 +115,7 @@ def facts(files: RunFiles) -> list[Fact]:
         Fact("Preferences", wording.last_part(source) or NONE, listed(learned, held)),
         Fact(
             "Method",
-            f"DPO, {text(config, 'loss.name') or 'unknown'} loss",
+            online.upper() if online else f"DPO, {text(config, 'loss.name') or 'unknown'} loss",
             listed("" if beta is None else f"β {beta:g}", weights),
         ),
         Fact(
@@ -133,6 +134,9 @@ def facts(files: RunFiles) -> list[Fact]:
 
 def pairs_learned(files: RunFiles) -> str:
     """How many pairs the steps saw, of how many where it was not all of them."""
+    answers = number(files.tree("summary.json"), "train.answers")
+    if answers is not None:
+        return f"{wording.count(answers)} sampled answers learned from"
     there, seen = pair_count(files, "train"), number(files.tree("summary.json"), "train.pairs")
     if seen is None or there is None or seen >= there:
         return with_unit(wording.count, there, "pairs to learn from")

@@ -42,6 +42,9 @@ CURVES = (
     Curve("loss", "Loss", lambda v: wording.decimal(v, 3), short, None),
     Curve("rewards/accuracies", "Pairs ranked right", wording.percent, lambda v: wording.percent(v, 0), 0.5),
     Curve("rewards/margins", "Reward margin", wording.decimal, short, 0.0),
+    Curve("reward", "Reward of sampled answers", lambda v: wording.decimal(v, 3), short, None),
+    Curve("kl", "KL to the reference, nats an answer", wording.decimal, short, 0.0),
+    Curve("entropy", "Entropy, nats a token", wording.decimal, short, None),
 )
 
 

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 from torch.optim import Optimizer
 
 from druthers.devices import ALONE, World, lost
@@ -29,6 +30,8 @@ FOLDER = "checkpoints"
 WEIGHTS = "weights.safetensors"
 OPTIMIZER = "optimizer.pt"
 POSITION = "position.json"
+EXTRA = "extra.safetensors"
+"""What a method has to remember beside the weights and their optimizer."""
 PIECE = 1 << 20
 """Bytes that are summed at once."""
 SHARDS = "shards"
@@ -64,12 +67,20 @@ def name(step: int) -> str:
 
 
 def save(
-    run: Path, position: Position, policy: Loaded, optimizer: Optimizer, *, metric: str, world: World = ALONE
+    run: Path,
+    position: Position,
+    policy: Loaded,
+    optimizer: Optimizer,
+    *,
+    metric: str,
+    world: World = ALONE,
+    extra: dict[str, Tensor] | None = None,
 ) -> Path:
     """Write a checkpoint under a temporary name, flush it, rename it, then remove what is no longer needed.
 
     Where the weights are split every rank writes its part, and the whole weights are written only of the best
-    checkpoint so far. Raises InputError when the disk is full; the previous checkpoint is then untouched.
+    checkpoint so far. `extra` is what else there is to remember, in one process alone. Raises InputError when the disk
+    is full; the previous checkpoint is then untouched.
     """
     folder = run / FOLDER / name(position.step)
     partial = folder.with_name(f".{folder.name}.partial")
@@ -80,6 +91,8 @@ def save(
             begin(partial)
             save_trainable(policy, partial / WEIGHTS)
             torch.save(optimizer.state_dict(), partial / OPTIMIZER)
+            if extra is not None:
+                save_file(extra, partial / EXTRA)
             complete(folder, partial, position)
     world.first(lambda: settle(run, position, metric=metric))
     return folder
