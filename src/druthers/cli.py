@@ -408,7 +408,14 @@ def train(
 
 
 @app.command()
-def evaluate(*, run: RunArgument, as_json: Json = False) -> None:
+def evaluate(
+    *,
+    run: RunArgument,
+    along: Annotated[
+        int, typer.Option(min=0, help="Also reward against KL of every kept checkpoint, on so many prompts.")
+    ] = 0,
+    as_json: Json = False,
+) -> None:
     """Measure a trained run: held-out pairs, answers of base and aligned model, KL."""
     from druthers import pipeline
     from druthers.run import Run, open_run
@@ -417,6 +424,8 @@ def evaluate(*, run: RunArgument, as_json: Json = False) -> None:
     pipeline.prepare(settings)
     with open_run(settings) as opened:
         pipeline.evaluate_stage(opened, settings, screen=bars, policy=None)
+        if along:
+            pipeline.along_stage(opened, settings, prompts=along, screen=bars)
         show({**opened.summary(), "run": str(run)}, as_json=as_json, table=headline)
 
 
