@@ -179,6 +179,7 @@ def test_a_line_takes_the_place_of_the_one_of_its_step(tmp_path: Path) -> None:
     assert [json.loads(line)["step"] for line in file.read_text(encoding="utf-8").splitlines()] == [0, 4]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
 def test_a_copy_of_a_compiled_layer_has_the_layers_own_forward_on_its_own_weights() -> None:
     layer = torch.nn.Linear(2, 2)
     layer.forward = Twofold(layer.forward)  # type: ignore[method-assign]

@@ -441,6 +441,34 @@ def report(*, run: RunArgument, as_json: Json = False) -> None:
 
 
 @app.command()
+def compare(
+    *,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories, or TRL output folders.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the page goes (.html).")] = Path("compare.html"),
+    as_json: Json = False,
+) -> None:
+    """Hold runs side by side: reward against KL, who beats whom with intervals, accuracy, length, time, memory."""
+    from druthers.report import compared
+
+    found = compared.compare(runs)
+    page = compared.write_comparison(found, out)
+    show({**found.as_dict(), "page": str(page)}, as_json=as_json, table=lambda _: comparison_table(found, page))
+
+
+def comparison_table(found: Any, page: Path) -> Table:
+    """One row a run, and what it comes to below."""
+    from druthers.report.compared import COLUMNS, rows, sentences
+
+    columns = (Column(name, justify="left" if name == "run" else "right", overflow="fold") for name in COLUMNS)
+    table = Table(*columns, box=None, pad_edge=False, caption_justify="left")
+    for row in rows(found):
+        table.add_row(*map(escape, row))
+    said_below = [*sentences(found), f"{len(found.remarks)} remarks and all numbers: {page}"]
+    table.caption = escape("\n".join(said_below))
+    return table
+
+
+@app.command()
 def sample(
     *,
     prompts: Annotated[

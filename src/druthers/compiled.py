@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ class Twofold:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
         """A copy of the layer is for inference: it takes the layer's own forward along."""
-        return cast(Callable[..., Any], copy.deepcopy(self.own, memo))
+        return copy.deepcopy(self.own, memo)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call one of the two."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,12 +87,19 @@ def resamples_for(methods: Sequence[Method], *, seed: int, resamples: int) -> Re
     if len(prompts) != 1:
         raise ValueError(f"the points are measured on {sorted(prompts)} prompts; take those that all have")
     count = prompts.pop()
-    draw = np.random.default_rng(seed)
-    weight_RG = draw.multinomial(count, [1 / count] * count, size=resamples + 1) / count
-    weight_RG[0] = 1 / count
+    weight_RG = prompt_weights(count, seed=seed, resamples=resamples)
     several = [len(method) for method in methods if len(method) > 1]
     fewest = min([count, *several])
-    return Resamples(weight_RG, draw, expanded_tail(fewest) if fewest > 1 else 0.0)
+    return Resamples(weight_RG, np.random.default_rng([seed, 1]), expanded_tail(fewest) if fewest > 1 else 0.0)
+
+
+@lru_cache(maxsize=8)
+def prompt_weights(count: int, *, seed: int, resamples: int) -> Floats:
+    """The weight of every prompt in every resample, (R + 1, G), first all prompts once; shared, so never written to."""
+    draw = np.random.default_rng([seed, 0])
+    weight_RG = draw.multinomial(count, [1 / count] * count, size=resamples + 1) / count
+    weight_RG[0] = 1 / count
+    return weight_RG
 
 
 def beaten(kl_K: Floats, reward_K: Floats, by_kl: Floats, by_reward: Floats) -> NDArray[np.bool_]:
@@ -102,8 +110,8 @@ def beaten(kl_K: Floats, reward_K: Floats, by_kl: Floats, by_reward: Floats) -> 
     """
     if not len(by_kl):
         return np.zeros(len(kl_K), dtype=bool)
-    found: NDArray[np.bool_] = ((by_kl[None, :] < kl_K[:, None]) & (by_reward[None, :] > reward_K[:, None])).any(axis=1)
-    return found
+    better = (by_kl[None, :] < kl_K[:, None]) & (by_reward[None, :] > reward_K[:, None])
+    return np.asarray(better.any(axis=1))
 
 
 def front(kl_K: Floats, reward_K: Floats) -> list[int]:

@@ -156,7 +156,8 @@ def methods_of(entries: Sequence[Entry]) -> list[Method]:
             found.append(Method(" + ".join(run.name for run in runs), runs))
         else:  # the same settings and seed twice: copies, whose spread would say nothing
             found += [Method(run.name, [run]) for run in runs]
-    return found
+    order = {entry.name: i for i, entry in enumerate(entries)}
+    return sorted(found, key=lambda method: order[method.runs[0].name])
 
 
 def likeness(entry: Entry) -> object:
