@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from druthers.evaluate.along import point
 from druthers.report import compared
 from druthers.report.compared import matches
 from druthers.report.compared.comparison import names_of
@@ -186,6 +187,32 @@ def test_answers_sampled_otherwise_play_no_match(runs: dict[str, Path], tmp_path
     found = compared.compare([runs["strong"], other])
     (match,) = found.matches
     assert match.win_rate == Undefined("their answers were sampled in different ways")
+
+
+def test_without_a_reward_the_points_are_not_drawn_and_it_is_said_why(runs: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(runs["strong"], tmp_path / name)
+        file = tmp_path / name / "evaluation" / "frontier.jsonl"
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        for line in lines:
+            rows = {key: line["rows"][key] for key in ("prompt_id", "tokens", "finished", "k1", "k3")}
+            line |= point(rows, step=line["step"], seed=0) | {"rows": rows, "scorer": None}
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    found = compared.compare([tmp_path / "a", tmp_path / "b"])
+    assert {duel.share.as_dict()["undefined"] for duel in found.duels} == {"the points along training have no reward"}
+    assert "The points along training have no reward: the runs have no rubric" in page_of(found, tmp_path).text
+
+
+def test_without_points_along_training_the_ends_are_drawn(runs: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(runs["strong"], tmp_path / name)
+        (tmp_path / name / "evaluation" / "frontier.jsonl").unlink()
+    found = compared.compare([tmp_path / "a", tmp_path / "b"])
+    assert found.measure == "win_rate"
+    assert [len(entry.points) for entry in found.drawn] == [1, 1]
+    page = page_of(found, tmp_path).text
+    assert "A point a run, its kept checkpoint" in page
+    assert "No two runs have points that can be held against each other" in page
 
 
 def test_different_data_are_said(runs: dict[str, Path], tmp_path: Path) -> None:
@@ -378,8 +405,8 @@ def test_two_real_runs_give_the_golden_json(real: list[Path], tmp_path: Path) ->
     ours = shape({**found, "remarks": len(found["remarks"]) > 0})
     for run in ours["runs"]:  # which point is on top is for the machine to say
         run["points_beaten"] = "number"
-    for point in ours["frontier"]["points"]:
-        point["on_front"] = "truth"
+    for one in ours["frontier"]["points"]:
+        one["on_front"] = "truth"
     assert ours == json.loads(GOLDEN.read_text(encoding="utf-8"))
     assert (tmp_path / "page.html").is_file()
 
@@ -394,8 +421,8 @@ def test_the_numbers_of_a_real_run_are_those_of_its_files(real: list[Path], tmp_
         assert run["measures"]["win_rate"] == summary["win_rate"]
         assert run["measures"]["accuracy"] == summary["heldout"]["accuracy"]
         assert run["measures"]["pairs"]["value"] == summary["train"]["pairs"]
-        drawn = [point for point in found["frontier"]["points"] if point["run"] == run["name"]]
-        assert [point["kl"] for point in drawn] == [line["kl"]["k1"] for line in lines]
+        drawn = [one for one in found["frontier"]["points"] if one["run"] == run["name"]]
+        assert [one["kl"] for one in drawn] == [line["kl"]["k1"] for line in lines]
 
 
 def test_for_people_there_is_a_table(real: list[Path], tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from druthers import storage
 from druthers.allocation import release
 from druthers.evaluate.answers import Messages, Sampling, answer, answer_once
 from druthers.evaluate.kl import k1_sum, k3_sum
-from druthers.evaluate.scoring import answer_logps
+from druthers.evaluate.scoring import Floats, answer_logps
 from druthers.generation import transformers_generator
 from druthers.judges import Rubric
 from druthers.models import Loaded
@@ -98,9 +98,7 @@ def measure(along: Along, policy: Loaded, step: int, *, keep: Callable[[int], bo
     generator = transformers_generator(policy, batch_size=along.batch_size, model_name="aligned")
     samples = answer(along.prompts, generator=generator, sampling=along.sampling, model="aligned")
     own = answer_logps(samples, loaded=policy, token_budget=along.token_budget)
-    with along.base(policy) as reference:
-        far = answer_logps(samples, loaded=reference, token_budget=along.token_budget)
-        theirs = () if along.scorer is None else base_answers(along, reference)
+    far, theirs = seen_from_the_reference(along, policy, samples)
     release()
     rows = rows_of(samples, theirs, scorer=along.scorer)
     gaps = [a - b for a, b in zip(own, far, strict=True)]
@@ -118,6 +116,18 @@ def measure(along: Along, policy: Loaded, step: int, *, keep: Callable[[int], bo
     storage.write(along.folder / ANSWERS / f"step-{step:06d}.jsonl", samples)
     put(along.folder / FRONTIER, line, keep=keep)
     return line
+
+
+def seen_from_the_reference(
+    along: Along, policy: Loaded, samples: Sequence[Exchange]
+) -> tuple[list[Floats], tuple[Exchange, ...]]:
+    """The reference's log-probabilities of the samples, and its own answers where a scorer wants them.
+
+    A reference that was loaded for this is not held by anything when this returns.
+    """
+    with along.base(policy) as reference:
+        far = answer_logps(samples, loaded=reference, token_budget=along.token_budget)
+        return far, () if along.scorer is None else base_answers(along, reference)
 
 
 def base_answers(along: Along, reference: Loaded) -> tuple[Exchange, ...]:

@@ -65,7 +65,7 @@ def settings_of(path: Path, log: Sequence[Tree], state: Tree) -> dict[str, str]:
     known = {
         "model.path": base_model(path),
         "train.learning_rate": f"{max(rates):.3g} at most" if rates else "",
-        "train.epochs": f"{epochs:g}" if epochs is not None else "",
+        "train.epochs": str(epochs) if epochs is not None else "",
     }
     return {key: value for key, value in known.items() if value}
 
