@@ -448,11 +448,26 @@ def cost(entry: Entry) -> list[str]:
         NONE if ratio is None else f"×{wording.decimal(ratio, 2)}",
         wording.duration(m.get("train_seconds")),
         wording.duration(m.get("seconds")),
-        NONE if flop is None else f"{flop:.2g}".replace("e+", " e"),
+        powers(flop),
         NONE if memory is None else f"{wording.decimal(memory, 2)} GiB",
         wording.count(m.get("pairs")),
         wording.count(m.get("steps")),
     ]
+
+
+def powers(value: float | None) -> str:
+    """A large number in powers of ten.
+
+    >>> powers(3.2e14), powers(None)
+    ('3.2·10¹⁴', '—')
+    """
+    if value is None:
+        return NONE
+    digits, _, exponent = f"{value:.1e}".partition("e")
+    return f"{digits}·10{str(int(exponent)).translate(RAISED)}"
+
+
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def missing(found: Comparison) -> list[tuple[str, str]]:
