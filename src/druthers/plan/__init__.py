@@ -137,8 +137,7 @@ def plan(settings: Settings, *, price_per_hour: float | None, screen: Screen) ->
     seconds = {"curate": work.seconds, "load": load, **training.seconds}
     seconds |= answer_seconds(work, talk, policy, settings, load=load, pace=training.pace)
     if work.along:
-        each = point_seconds(work, talk, policy, settings, load=load, pace=training.pace)
-        seconds["along"] = (len(schedule.evaluate) + 1) * each
+        seconds["along"] = along_seconds(work, talk, policy, settings, load=load, pace=training.pace, schedule=schedule)
     found = report(settings, work, steps, policy, training, talk, seconds, process=process, left=left)
     return found | {"cost": None if price_per_hour is None else round(found["hours"] * price_per_hour, 2)}
 
@@ -261,17 +260,28 @@ def answer_seconds(
     return {"base model": 0.0 if policy.adapted else load, "answers": both + kl, "scoring": scored * pace}
 
 
-def point_seconds(
-    work: Workload, talk: Answering, policy: Loaded, settings: Settings, *, load: float, pace: float
+def along_seconds(
+    work: Workload,
+    talk: Answering,
+    policy: Loaded,
+    settings: Settings,
+    *,
+    load: float,
+    pace: float,
+    schedule: Schedule,
 ) -> float:
-    """One point along training: loading the base where it is apart, the policy's answers, and their scores by both."""
-    own, count = settings.evaluate, SAMPLES * work.along
+    """Points along training: each loads the base where it is apart, answers, and scores the answers by both models.
+
+    The base answers once, where there is a rubric to hold its answers against.
+    """
+    own, points = settings.evaluate, len(schedule.evaluate) + 1
     at_once = own.batch_size * clock.workers_of(policy)
     long = sum(talk.lengths) / len(talk.lengths)
     prompt = sum(len(pair.prompt) for pair in work.heldout) / len(work.heldout)
     scoring = 2 * work.along * (prompt + SAMPLES * long) * pace
-    answers = talk.seconds(count, at_once=at_once, most=own.max_new_tokens)
-    return (0.0 if policy.adapted else load) + answers + scoring
+    answers = talk.seconds(SAMPLES * work.along, at_once=at_once, most=own.max_new_tokens)
+    once = answers if own.rubric is not None else 0.0
+    return points * ((0.0 if policy.adapted else load) + answers + scoring) + once
 
 
 def report(
