@@ -30,6 +30,7 @@ VERBS = (
     "train",
     "evaluate",
     "report",
+    "compare",
     "sample",
     "judge",
     "chat",

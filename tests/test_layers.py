@@ -19,7 +19,7 @@ PAPER_MAY = {"torch", "numpy", "scipy", "jinja2"}
 OF_TEMPLATES = {"druthers.tokens", "druthers.templates"}
 """Who imports jinja2: chat templates are its programs."""
 NOUNS_MAY_NOT = {"torch", "transformers", "peft", "scipy", "rich", "typer"}
-READER_MAY = {"records", "config", "storage", "stats"}
+READER_MAY = {"records", "config", "storage", "stats", "frontiers"}
 LAZY = ("importlib.import_module", "import_module", "__import__")
 
 

@@ -101,6 +101,14 @@ def test_time_adds_up_and_costs_its_price(planned: dict[str, Any]) -> None:
     assert planned["cost"] == pytest.approx(36 * planned["hours"], abs=0.04)
 
 
+def test_points_along_training_are_in_the_time_and_what_stands_meanwhile_in_the_memory(place: Path) -> None:
+    found = druthers("plan", *options(place, "along", "evaluate.along=3"), "--json").json
+    assert found["seconds"]["parts"]["along"] > 0
+    assert sum(found["seconds"]["parts"].values()) == pytest.approx(found["seconds"]["total"], abs=0.5)
+    assert "training" in found["memory_gib"]["answers"]
+    table_of(found)
+
+
 def test_for_people_there_is_a_table(place: Path) -> None:
     found = druthers("plan", *options(place))
     assert found.code == 0

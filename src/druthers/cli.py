@@ -477,7 +477,14 @@ def reinforce(
 
 
 @app.command()
-def evaluate(*, run: RunArgument, as_json: Json = False) -> None:
+def evaluate(
+    *,
+    run: RunArgument,
+    along: Annotated[
+        int, typer.Option(min=0, help="Also reward against KL of every kept checkpoint, on so many prompts.")
+    ] = 0,
+    as_json: Json = False,
+) -> None:
     """Measure a trained run: held-out pairs, answers of base and aligned model, KL."""
     from druthers import pipeline
     from druthers.run import Run, open_run
@@ -486,6 +493,8 @@ def evaluate(*, run: RunArgument, as_json: Json = False) -> None:
     pipeline.prepare(settings)
     with open_run(settings) as opened:
         pipeline.evaluate_stage(opened, settings, screen=bars, policy=None)
+        if along:
+            pipeline.along_stage(opened, settings, prompts=along, screen=bars)
         show({**opened.summary(), "run": str(run)}, as_json=as_json, table=headline)
 
 
@@ -498,6 +507,34 @@ def report(*, run: RunArgument, as_json: Json = False) -> None:
     if (run / "data" / "summary.json").is_file():
         pages["data"] = str(write_data_page(run))
     show(pages, as_json=as_json, table=facts)
+
+
+@app.command()
+def compare(
+    *,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories, or TRL output folders.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the page goes (.html).")] = Path("compare.html"),
+    as_json: Json = False,
+) -> None:
+    """Hold runs side by side: reward against KL, who beats whom with intervals, accuracy, length, time, memory."""
+    from druthers.report import compared
+
+    found = compared.compare(runs)
+    page = compared.write_comparison(found, out)
+    show({**found.as_dict(), "page": str(page)}, as_json=as_json, table=lambda _: comparison_table(found, page))
+
+
+def comparison_table(found: Any, page: Path) -> Table:
+    """One row a run, and what it comes to below."""
+    from druthers.report.compared import COLUMNS, rows, sentences
+
+    columns = (Column(name, justify="left" if name == "run" else "right", overflow="fold") for name in COLUMNS)
+    table = Table(*columns, box=None, pad_edge=False, caption_justify="left")
+    for row in rows(found):
+        table.add_row(*map(escape, row))
+    said_below = [*sentences(found), f"{len(found.remarks)} remarks and all numbers: {page}"]
+    table.caption = escape("\n".join(said_below))
+    return table
 
 
 @app.command()

@@ -7,6 +7,7 @@ for each kind of layer; torch gives a layer up to its ordinary code after eight 
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -50,6 +51,10 @@ class Twofold:
     def __init__(self, own: Callable[..., Any]) -> None:
         self.own = own
         self.made = torch.compile(own, dynamic=True)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
+        """A copy of the layer is for inference: it takes the layer's own forward along."""
+        return copy.deepcopy(self.own, memo)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call one of the two."""

@@ -312,6 +312,9 @@ class EvaluateSettings(Section):
     kl_prompts: int = Field(
         64, ge=0, description="prompts sampled at temperature 1 to estimate the KL to the reference; 0: none"
     )
+    along: int = Field(
+        0, ge=0, description="prompts answered at every evaluation in training, for reward against KL; 0: none"
+    )
 
 
 class Settings(Section):

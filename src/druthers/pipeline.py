@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import hashlib
 import time
@@ -24,7 +25,8 @@ from druthers.corpus import tokenized
 from druthers.counsel import write_advice
 from druthers.curate import curate, examination, fingerprint
 from druthers.devices import ALONE, World
-from druthers.evaluate import evaluate
+from druthers.evaluate import evaluate, make_along, underneath
+from druthers.evaluate.along import SAMPLES, Along, Watch, measure
 from druthers.judges import load_rubric
 from druthers.memory import peak_gib
 from druthers.models import Loaded
@@ -263,6 +265,7 @@ def train_stage(run: Run, settings: Settings, *, screen: Screen, world: World = 
         return None
     screen.stage("train")
     since = time.monotonic()
+    check_along(settings, ranks=world.size)
     policy = load_model(settings)
     world.first(lambda: note_inputs(run, settings, policy, ranks=world.size))
     if world.size > 1:  # rank 0 makes what the others open
@@ -278,6 +281,7 @@ def train_stage(run: Run, settings: Settings, *, screen: Screen, world: World = 
         note=watcher(screen, settings, len(pairs)),
         scoring=screen.bar("reference log-probs"),
         say=screen.say,
+        watch=watch_along(run, settings, screen=screen),
         world=world,
     )
     screen.clear()
@@ -361,6 +365,12 @@ def say_plan(settings: Settings, policy: Loaded, pairs: TokenizedPairs, *, scree
         f"{total:,} steps of {t.pairs_per_step} pairs: {used:,} of {len(pairs):,} pairs, {tokens:,.0f} tokens each; "
         f"{settings.loss.name} loss, learning rate {t.learning_rate:g}"
     )
+    if settings.evaluate.along:
+        points = len(make_schedule(len(pairs), t).evaluate) + 1
+        screen.say(
+            f"reward against KL at {points} points: {SAMPLES * settings.evaluate.along} answers each, of up to "
+            f"{settings.evaluate.max_new_tokens} tokens (`druthers plan` says how long that takes)"
+        )
 
 
 def watcher(screen: Screen, settings: Settings, count: int) -> Callable[[dict[str, Any]], None]:
@@ -377,6 +387,84 @@ def watcher(screen: Screen, settings: Settings, count: int) -> Callable[[dict[st
             )
 
     return note
+
+
+def check_along(settings: Settings, *, ranks: int) -> None:
+    """Answers are made by one process, which with several ranks has only a part of the weights."""
+    if settings.evaluate.along and ranks > 1:
+        raise InputError(
+            f"evaluate.along = {settings.evaluate.along} answers prompts in training, which {ranks} processes that "
+            "split the weights cannot; use evaluate.along=0, and `druthers evaluate RUN --along N` afterwards"
+        )
+
+
+def watch_along(run: Run, settings: Settings, *, screen: Screen) -> Watch | None:
+    """What training calls at its evaluations; None where nothing is to be measured there."""
+    if not settings.evaluate.along:
+        return None
+    along = along_of(run, settings)
+
+    def watch(policy: Loaded, step: int) -> None:
+        line = measure(along, policy, step, keep=lambda other: other < step)
+        screen.say(said_of(line))
+
+    return watch
+
+
+def along_of(run: Run, settings: Settings) -> Along:
+    """What is measured at every checkpoint of the run."""
+    base = functools.partial(reference_of, settings=settings)
+    return make_along(run, settings=settings, base=base, cache=storage.cache_folder("answers"))
+
+
+@contextlib.contextmanager
+def reference_of(policy: Loaded, *, settings: Settings) -> Iterator[Loaded]:
+    """The reference of a policy: the model beneath its adapter, or a load of its own that does not stay in memory."""
+    if policy.adapted:
+        with underneath(policy):
+            yield policy
+    else:
+        yield load_model(settings)
+
+
+def said_of(line: dict[str, Any]) -> str:
+    """A point along training as one line on the screen."""
+    reward, far = line["reward"]["value"], line["kl"]["k1"]["value"]
+    worth = "" if reward is None else f"reward {reward:.3f}, win rate {line['win_rate']['value']:.1%}, "
+    nats = "not known" if far is None else f"{far:.2f} nats"
+    return f"step {line['step']}: {worth}KL {nats}, {line['length']:.0f} tokens ({line['seconds']:.0f} s)"
+
+
+def along_stage(run: Run, settings: Settings, *, prompts: int, screen: Screen) -> list[dict[str, Any]]:
+    """Points of the kept checkpoints of a trained run, and of the model it began with; returns their lines."""
+    if not any(run.folder.glob(KEPT)):
+        raise InputError(f"{run.folder} has kept no checkpoint; run `druthers train` or `druthers align` first")
+    screen.stage("evaluate")
+    own = settings.evaluate.model_copy(update={"along": prompts})
+    along = along_of(run, settings.model_copy(update={"evaluate": own}))
+    policy = load_model(settings)
+    check_same_model(run, policy)
+    lines = [measure(along, policy, 0, keep=always)]
+    screen.say(said_of(lines[0]))
+    for step, weights in kept_weights(run).items():
+        models.restore_trainable(policy, weights)
+        lines.append(measure(along, policy, step, keep=always))
+        screen.say(said_of(lines[-1]))
+    return lines
+
+
+KEPT = "checkpoints/step-*/weights.safetensors"
+
+
+def kept_weights(run: Run) -> dict[int, Path]:
+    """The weights of every kept checkpoint, by step."""
+    found = {int(file.parent.name.partition("-")[2]): file for file in run.folder.glob(KEPT)}
+    return dict(sorted(found.items()))
+
+
+def always(step: int) -> bool:
+    """Every other line of the file stays."""
+    return True
 
 
 def load_policy(run: Run) -> Loaded:

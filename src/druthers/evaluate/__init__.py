@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ import transformers
 from druthers import judges, models, storage
 from druthers.config import EvaluateSettings, Settings
 from druthers.corpus import tokenized
+from druthers.evaluate.along import Along, Scorer, rubric_scorer
 from druthers.evaluate.answers import (
     AnswerResult,
     Judge,
@@ -43,7 +44,7 @@ from druthers.models import Loaded
 from druthers.records import Exchange, Outcome, Pair, Prompt
 from druthers.run import Run
 
-__all__ = ["evaluate", "evaluate_answers", "evaluate_kl", "evaluate_pairs", "verdict"]
+__all__ = ["evaluate", "evaluate_answers", "evaluate_kl", "evaluate_pairs", "make_along", "verdict"]
 
 KL_SAMPLES = 2
 """Samples per prompt for the KL: two share a row pair, so the second costs generation only."""
@@ -78,6 +79,36 @@ def evaluate(
     found = verdict(answers.sampled, rubric=answers.rubric, prompts=answers.prompts)
     held_out = measure_pairs(room, pairs=pairs, found=found) if pairs else None
     return headline(found, pairs=held_out, answers=answers, kl=kl)
+
+
+def make_along(
+    run: Run,
+    *,
+    settings: Settings,
+    base: Callable[[Loaded], AbstractContextManager[Loaded]],
+    scorer: Scorer | None = None,
+    cache: Path | None = None,
+) -> Along:
+    """What is measured at every checkpoint of a run: `evaluate.along` of its held-out prompts.
+
+    The reward is that of the `scorer`; without one it is that of the run's rubric, if it has one. `base` opens the
+    reference of a policy. Raises InputError for prompts or a rubric that cannot be read.
+    """
+    own = settings.evaluate
+    pairs = [] if own.prompts else list(storage.read(str(run.path("data/heldout.jsonl")), Pair))
+    rubric = None if own.rubric is None else rubric_scorer(judges.load_rubric(own.rubric))
+    return Along(
+        folder=run.folder,
+        prompts=choose_prompts(held_out_prompts(own.prompts, pairs), own.along),
+        max_new_tokens=own.max_new_tokens,
+        seed=settings.seed + SEED_OF_KL,
+        batch_size=own.batch_size,
+        token_budget=settings.train.token_budget,
+        base=base,
+        identity=lambda reference: identity_of(reference, batch_size=own.batch_size),
+        scorer=scorer or rubric,
+        cache=cache,
+    )
 
 
 class Bar:

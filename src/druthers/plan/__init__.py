@@ -24,6 +24,7 @@ from druthers.compiled import compiling, prove
 from druthers.config import Settings
 from druthers.crew import Crew, crew_of
 from druthers.evaluate import identity_of, samplings
+from druthers.evaluate.along import SAMPLES
 from druthers.evaluate.answers import answers_key
 from druthers.memory import (
     GIB,
@@ -68,7 +69,7 @@ TAKEN = (0.5, 1.0, 0.25, 0.75, 0.1, 0.9, 0.4, 0.6)
 as a run takes before it gives freed memory back, for what it holds grows from step to step until then."""
 Seconds = dict[str, float]
 STAGES = {
-    "train": ("load", "reference", "steps", "evaluations", "checkpoints"),
+    "train": ("load", "reference", "steps", "evaluations", "along", "checkpoints"),
     "evaluate": ("base model", "answers", "scoring"),
 }
 """Stages of a run, and the parts of the plan that they take."""
@@ -135,6 +136,8 @@ def plan(settings: Settings, *, price_per_hour: float | None, screen: Screen) ->
     talk = clock.answering(policy, work.prompts, settings.evaluate)
     seconds = {"curate": work.seconds, "load": load, **training.seconds}
     seconds |= answer_seconds(work, talk, policy, settings, load=load, pace=training.pace)
+    if work.along:
+        seconds["along"] = along_seconds(work, talk, policy, settings, load=load, pace=training.pace, schedule=schedule)
     found = report(settings, work, steps, policy, training, talk, seconds, process=process, left=left)
     return found | {"cost": None if price_per_hour is None else round(found["hours"] * price_per_hour, 2)}
 
@@ -257,6 +260,30 @@ def answer_seconds(
     return {"base model": 0.0 if policy.adapted else load, "answers": both + kl, "scoring": scored * pace}
 
 
+def along_seconds(
+    work: Workload,
+    talk: Answering,
+    policy: Loaded,
+    settings: Settings,
+    *,
+    load: float,
+    pace: float,
+    schedule: Schedule,
+) -> float:
+    """Points along training: each loads the base where it is apart, answers, and scores the answers by both models.
+
+    The base answers once, where there is a rubric to hold its answers against.
+    """
+    own, points = settings.evaluate, len(schedule.evaluate) + 1
+    at_once = own.batch_size * clock.workers_of(policy)
+    long = sum(talk.lengths) / len(talk.lengths)
+    prompt = sum(len(pair.prompt) for pair in work.heldout) / len(work.heldout)
+    scoring = 2 * work.along * (prompt + SAMPLES * long) * pace
+    answers = talk.seconds(SAMPLES * work.along, at_once=at_once, most=own.max_new_tokens)
+    once = answers if own.rubric is not None else 0.0
+    return points * ((0.0 if policy.adapted else load) + answers + scoring) + once
+
+
 def report(
     settings: Settings,
     work: Workload,
@@ -285,7 +312,7 @@ def report(
         "memory_gib": memory_of(settings, work, policy, training, talk, process=process, left=left),
         "seconds": {
             "curate": round(seconds["curate"], 1),
-            **{stage: round(sum(seconds[part] for part in parts), 1) for stage, parts in STAGES.items()},
+            **{stage: round(sum(seconds.get(part, 0.0) for part in parts), 1) for stage, parts in STAGES.items()},
             "total": round(total, 1),
             "parts": {name: round(value, 1) for name, value in seconds.items()},
         },
@@ -317,6 +344,8 @@ def memory_of(
         "copies": twin_bytes(policy),
         "keys_values_logits": int(rows * longest * talk.row_bytes),
     }
+    if work.along:  # what training holds stands while the points along it are measured
+        answer["training"] = held.copies + held.sums + held.states
     answering, free = sum(answer.values()) / GIB, room_bytes(policy.device)
     return {
         "training": {name: round(size / GIB, 3) for name, size in train.items()},

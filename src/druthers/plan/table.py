@@ -17,6 +17,7 @@ MEMORY = {
     "head": "chunks of the head",
     "activations": "activations of the largest micro-batches",
     "keys_values_logits": "keys, values and logits",
+    "training": "what training holds meanwhile",
 }
 
 

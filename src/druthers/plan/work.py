@@ -30,7 +30,7 @@ SAMPLE = 4_000
 class Workload:
     """Pairs of both sides (all of them, or a sample), `train` and `held` as many as there will be, prompts to answer.
 
-    `seconds` is what curation will take: 0 where the run has done it.
+    `seconds` is what curation will take: 0 where the run has done it; `along` counts prompts answered in training.
     """
 
     pairs: Sequence[TokenizedPair]
@@ -41,6 +41,7 @@ class Workload:
     kl_prompts: Sequence[Messages]
     how: str
     seconds: float
+    along: int = 0
 
     @property
     def kl_answers(self) -> int:
@@ -100,4 +101,5 @@ def read(folder: Path, settings: Settings, tokenizer: Any, *, how: str, seconds:
     held = len(heldout) if apart else round(len(heldout) / share)
     if not prompts:
         raise InputError(f"{own.prompts}: holds no prompt to answer; name another file in evaluate.prompts")
-    return Workload(pairs, heldout, train, held, prompts, kl_prompts, how, seconds)
+    along = len(choose_prompts(asked, own.along))
+    return Workload(pairs, heldout, train, held, prompts, kl_prompts, how, seconds, along)

@@ -289,6 +289,7 @@ class Course:
     scores: Reference
     loss: Loss
     note: Callable[[Row], None]
+    watch: Callable[[Loaded, int], None] | None = None
 
     @property
     def policy(self) -> Loaded:
@@ -322,6 +323,7 @@ def train(
     note: Callable[[Row], None] = lambda row: None,
     scoring: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] = reference.silent,
+    watch: Callable[[Loaded, int], None] | None = None,
     world: World = ALONE,
 ) -> Row:
     """Train the policy on `pairs`, watching `heldout`; return the `train` section of the summary.
@@ -329,8 +331,9 @@ def train(
     With other ranks in the `world` every one of them calls this with the same arguments, and the weights of the policy
     are split over them, in place. Continues from the newest checkpoint of the run when there is one: weights and
     metrics are then those of an uninterrupted run, bit for bit on a CPU with the same number of threads and ranks.
-    `note` is called with every line of metrics. Raises Interrupted after a signal (the state is saved), InputError for
-    pairs the loss cannot honour, a broken reference, a loss that is not finite, or a full disk.
+    `note` is called with every line of metrics, `watch` with the policy and the step after every evaluation. Raises
+    Interrupted after a signal (the state is saved), InputError for pairs the loss cannot honour, a broken reference, a
+    loss that is not finite, or a full disk.
     """
     t = settings.train
     check_ranks(policy, t, world)
@@ -348,7 +351,7 @@ def train(
     position = checkpoint.restore(found, policy, optimizer, world=world) if found else Position()
     if found:
         world.first(lambda: checkpoint.settle(run.folder, position, metric=t.best_metric))
-    course = Course(run, settings, crew_of(policy, world), pairs, order, heldout, chosen.scores, loss, note)
+    course = Course(run, settings, crew_of(policy, world), pairs, order, heldout, chosen.scores, loss, note, watch)
     if world.first(lambda: position.step < schedule.total or run.has(OUTCOME_LOG)):
         choice = apart or choose_recompute(course.crew, optimizer, used, t)
         say(f"recompute: {choice.text}")
@@ -433,6 +436,8 @@ def look(course: Course, position: Position, logs: Log) -> Position:
     }
     logs.write(row, scored, step=step, split="heldout")
     course.note(row)
+    if course.watch:
+        course.watch(course.policy, step)
     value = row[METRIC_KEYS[metric]]
     return position.with_best(step, value) if step and better(value, position.best_value, metric=metric) else position
 
