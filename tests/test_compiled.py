@@ -17,7 +17,8 @@ from druthers.losses import LOSSES
 from druthers.models import Loaded, trainable
 from druthers.recompute import Kind, layers_of, recomputing
 from druthers.records import InputError
-from druthers.train.loop import kinds_of, run_pairs
+from druthers.train.loop import kinds_of
+from druthers.train.passes import run_pairs
 from tests.test_recompute import PAIRS, policy, zeros
 
 pytestmark = [

@@ -198,7 +198,7 @@ def test_a_training_step(name: str) -> None:
         optimizer = loop.make_optimizer(model, TrainSettings(learning_rate=1e-3))
         for _ in range(times):
             optimizer.zero_grad(set_to_none=True)
-            scored = loop.run_pairs(pairs, crew, scores, loss, token_budget=1000, learn="learn")
+            scored = passes.run_pairs(pairs, crew, scores, loss, token_budget=1000, learn="learn")
             losses.append(scored.loss_P.mean().item())
             optimizer.step()
             crew.follow()

@@ -21,7 +21,7 @@ from druthers.models import Loaded, attach_adapter, choose_layout, trainable
 from druthers.recompute import Kind, recomputing
 from druthers.records import InputError
 from druthers.tokens import tokenize
-from druthers.train.loop import run_pairs
+from druthers.train.passes import run_pairs
 from tests import tiny
 
 TOKENIZER = tiny.tokenizer()

@@ -15,7 +15,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
@@ -29,6 +29,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from druthers.batching import Batch, collate
+from druthers.distributions import Other, read
 from druthers.ladder import made_up
 from druthers.logprobs import pair_logps
 from druthers.models import Loaded, computing
@@ -267,8 +268,12 @@ class Whole(nn.Module):
         super().__init__()
         self.model, self.scorer = policy.model, policy.scorer
 
-    def forward(self, batch: Batch, *, chunk: int | None = None) -> Tensor:
-        """As `logprobs.pair_logps`."""
+    def forward(
+        self, batch: Batch, *, needs: Collection[str] = (), other: Other | None = None, chunk: int | None = None
+    ) -> Tensor:
+        """As `logprobs.pair_logps`, or as `distributions.read` where something is needed beside the sums."""
+        if needs:
+            return read(self.scorer, batch, needs=needs, other=other, chunk=chunk)
         return pair_logps(self.scorer, batch, chunk=chunk)
 
 

@@ -6,12 +6,68 @@ of rows has at most `chunk` logits, in either direction.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from druthers.batching import Batch
-from druthers.logprobs import Scorer, alive, shaped, spans
+from druthers.logprobs import Scorer, alive, head_logps, predicting, shaped, spans
+
+TOKENWISE = ("head", "unlikely", "divergence", "certainty")
+
+
+def channels(needs: Collection[str]) -> tuple[str, ...]:
+    """What is read of every response for a loss that needs this beside the sum, in order.
+
+    >>> channels({"certainty", "head", "draw"})
+    ('sum', 'head', 'certainty')
+    """
+    return ("sum", *(name for name in TOKENWISE if name in needs))
+
+
+Other = tuple[Tensor, Scorer]
+"""Hidden states of the reference where each scored token is predicted, (N, H), and its head."""
+
+
+def read(
+    scorer: Scorer, batch: Batch, *, needs: Collection[str], other: Other | None = None, chunk: int | None = None
+) -> Tensor:
+    """What a model says of every response, (K, 2, B), float64, by `channels`: row 0 of the pair axis is chosen.
+
+    'head': the sum over the first tokens; 'unlikely': the sum of -log(1 - p); 'divergence': the sum of KL(reference ||
+    policy), for which `other` is wanted; 'certainty': the mean of log p - log sum p^2, without gradient.
+    """
+    hidden_NH = predicting(scorer, batch)
+    logp_N = head_logps(hidden_NH, batch, scorer, chunk=chunk)
+    found = [per_response(logp_N, batch)]
+    if "head" in needs:
+        found.append(of_the_first(logp_N, batch))
+    if "unlikely" in needs:
+        found.append(per_response(-one_less(logp_N), batch))
+    if "divergence" in needs:
+        if other is None:
+            raise ValueError("a divergence from the reference needs its hidden states; give other")
+        found.append(per_response(divergences(hidden_NH, scorer, *other, chunk=chunk), batch))
+    if "certainty" in needs:
+        sums_CB = per_response(certainties(hidden_NH, logp_N, scorer, chunk=chunk), batch)
+        found.append(sums_CB / batch.length_CB.clamp(min=1))
+    return torch.stack(found)
+
+
+SURE = 1e-6
+"""A token is taken for at most 1 - this: what is certain would be infinitely unlikely to be avoided."""
+
+
+def one_less(logp_N: Tensor) -> Tensor:
+    """log(1 - p) of log p.
+
+    >>> import math, torch
+    >>> round(one_less(torch.tensor([math.log(0.75)], dtype=torch.float64)).exp().item(), 6)
+    0.25
+    """
+    return torch.log(-torch.expm1(logp_N.double().clamp(max=-SURE)))
 
 
 def per_response(value_N: Tensor, batch: Batch) -> Tensor:

@@ -16,7 +16,7 @@ import socket
 import struct
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from druthers import kernels, lowbit
 from druthers.allocation import hold_few_kernels
 from druthers.batching import Batch, Rung, collate, plan
 from druthers.config import ModelSettings
+from druthers.distributions import Other, channels, read
 from druthers.ladder import PLAIN, Found, climb
 from druthers.logprobs import Scorer, pair_logps, shaped, token_logps
 from druthers.records import InputError, first_line, user
@@ -106,6 +107,19 @@ class Loaded:
         found: Tensor = self.whole(batch, chunk=chunk)
         if not torch.is_grad_enabled():
             self.whole.reshard()  # with gradients the backward does
+        return found
+
+    def read(
+        self, batch: Batch, *, needs: Collection[str] = (), other: Other | None = None, chunk: int | None = None
+    ) -> Tensor:
+        """`distributions.read` of a batch, (K, 2, B); with nothing needed beside the sums, `logps` of it."""
+        if not channels(needs)[1:]:
+            return self.logps(batch, chunk=chunk)[None]
+        if self.whole is None:
+            return read(self.scorer, batch, needs=needs, other=other, chunk=chunk)
+        found: Tensor = self.whole(batch, needs=needs, other=other, chunk=chunk)
+        if not torch.is_grad_enabled():
+            self.whole.reshard()
         return found
 
     @property

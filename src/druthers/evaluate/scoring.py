@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from druthers import models
-from druthers.losses import Loss, PairTerms
+from druthers.losses import Loss, Terms
 from druthers.models import Loaded
 from druthers.records import Exchange, InputError, Outcome, assistant
 from druthers.tokens import TokenizedPair, encode_prompt, encode_response
@@ -48,6 +49,12 @@ def outcomes_of(
 ) -> list[Outcome]:
     """Log-probabilities of both models, each (2, B), to one `Outcome` a pair."""
     ids, terms = terms_of(pairs)
+    if loss.needs:
+        listed = ", ".join(sorted(loss.needs))
+        raise InputError(f"this loss asks for more than log-probabilities ({listed}), which training alone makes")
+    if loss.follow is not None:
+        state = loss.follow(torch.from_numpy(policy_CB), torch.from_numpy(reference_CB), terms)
+        terms = replace(terms, state=state)
     loss_B = loss.of(torch.from_numpy(policy_CB), torch.from_numpy(reference_CB), terms).tolist()
     ratio_CB = policy_CB - reference_CB
     return [
@@ -67,11 +74,16 @@ def outcomes_of(
     ]
 
 
-def terms_of(pairs: Iterable[TokenizedPair]) -> tuple[list[str], PairTerms]:
+def terms_of(pairs: Iterable[TokenizedPair]) -> tuple[list[str], Terms]:
     """Ids and graded fields (float64) of the pairs, which are looked at once: a lazy sequence makes each anew."""
-    rows = [(pair.id, pair.p, pair.margin, sum(pair.chosen_scored), sum(pair.rejected_scored)) for pair in pairs]
-    table_B4 = torch.tensor([row[1:] for row in rows], dtype=torch.float64).reshape(-1, 4)
-    return [row[0] for row in rows], PairTerms(table_B4[:, 0], table_B4[:, 1], table_B4[:, 2:].T)
+    rows = [
+        (pair.id, pair.p, pair.margin, pair.weight, sum(pair.chosen_scored), sum(pair.rejected_scored))
+        for pair in pairs
+    ]
+    p_B, margin_B, weight_B, *lengths = torch.tensor([row[1:] for row in rows], dtype=torch.float64).reshape(-1, 5).T
+    length_CB, total = torch.stack(lengths), weight_B.sum().item()
+    mean_length = (weight_B * length_CB[0]).sum().item() / total if total > 0 else 1.0
+    return [row[0] for row in rows], Terms(p_B, margin_B, weight_B, length_CB, mean_length=mean_length)
 
 
 def answer_logps(answers: Sequence[Exchange], *, loaded: Loaded, token_budget: int) -> list[Floats]:

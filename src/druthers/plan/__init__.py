@@ -220,7 +220,7 @@ def scored_by(work: Workload, schedule: Schedule, policy: Loaded, settings: Sett
         known_B = np.all(cache.has(keys_of(some)), axis=0)
         lacking = [pair for pair, known in zip(some, list(known_B), strict=True) if not known]
         missing += times * clock.tokens_of(lacking, policy)
-    return clock.zeros, missing
+    return clock.KNOWN, missing
 
 
 def used_of(work: Workload, schedule: Schedule, settings: Settings) -> Sequence[TokenizedPair]:

@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from druthers import devices
-from druthers.batching import Batch
 from druthers.config import EvaluateSettings, Settings
 from druthers.crew import Crew
 from druthers.evaluate.answers import Messages
@@ -28,8 +26,9 @@ from druthers.threads import side_by_side
 from druthers.tokens import TokenizedPair, encode_prompt
 from druthers.train import checkpoint
 from druthers.train.checkpoint import Position
-from druthers.train.loop import move, run_pairs
-from druthers.train.reference import Reference
+from druthers.train.loop import move
+from druthers.train.passes import run_pairs
+from druthers.train.reference import Known, Reference
 
 FEW, SOME = 2, 10
 """Tokens of two short answers: what the second takes longer is eight steps of decoding."""
@@ -54,9 +53,8 @@ def tokens_of(pairs: Sequence[TokenizedPair], loaded: Loaded) -> int:
     return sum(map(len, {prompt for prompt, _ in branches})) + sum(len(response) for _, response in branches)
 
 
-def zeros(batch: Batch, some: Sequence[TokenizedPair], policy: Loaded) -> Tensor:
-    """A reference that costs nothing, as one read from the cache."""
-    return torch.zeros(2, batch.size, dtype=torch.float64, device=batch.p_B.device)
+KNOWN = Known()
+"""A reference that costs nothing, as one read from the cache."""
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:

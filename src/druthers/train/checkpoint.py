@@ -9,7 +9,7 @@ import pickle
 import re
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -42,6 +42,8 @@ SHARDS = "shards"
 class Position:
     """Where a run stands: steps done, bytes written to its two logs, seconds spent, and the best evaluation so far.
 
+    `loss_state` is what the loss remembers, as a running mean.
+
     There is no random state: order is a function of seed and step, and nothing else draws.
     """
 
@@ -51,6 +53,7 @@ class Position:
     seconds: float = 0.0
     best_step: int | None = None
     best_value: float | None = None
+    loss_state: Mapping[str, float] = field(default_factory=dict)
 
     def with_best(self, step: int, value: float) -> Position:
         """The position with a new best evaluation."""

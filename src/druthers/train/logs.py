@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from druthers import storage
 from druthers.devices import World
+from druthers.losses import State
 from druthers.records import InputError, Outcome
 from druthers.run import Run, from_the_start
 from druthers.storage import replacing
@@ -34,7 +35,10 @@ Split = Literal["train", "heldout"]
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What a set of pairs did: log-probs, log-ratios, lengths (2, P) and losses (P,), float64 on the CPU."""
+    """What a set of pairs did: log-probs, log-ratios, lengths (2, P) and losses (P,), float64 on the CPU.
+
+    `state` is what the loss remembers after it.
+    """
 
     pairs: Sequence[TokenizedPair]
     logp_CP: Tensor
@@ -42,6 +46,7 @@ class Scored:
     length_CP: Tensor
     loss_P: Tensor
     tokens: int
+    state: State = field(default_factory=dict)
 
 
 def mean_loss(scored: Scored) -> float | None:

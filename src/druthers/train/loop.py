@@ -7,40 +7,38 @@ from __future__ import annotations
 
 import contextlib
 import math
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from druthers import devices
 from druthers.allocation import release
-from druthers.batching import Batch, Order, collate, plan, step_count
+from druthers.batching import Order, step_count
 from druthers.blocks import Facts, Picked, facts_of
 from druthers.compiled import compiling, prove
 from druthers.config import Settings, TrainSettings
 from druthers.crew import Crew, crew_of
 from druthers.devices import ALONE, World
-from druthers.losses import LOSSES, Loss, PairTerms
+from druthers.losses import LOSSES, Loss
 from druthers.memory import Choice, choose, fitting, free_bytes, largest, peak_gib
-from druthers.models import Loaded, computing, trainable
+from druthers.models import Loaded, trainable
 from druthers.recompute import KINDS, Kind, recomputing
 from druthers.records import InputError
 from druthers.run import Run
-from druthers.threads import side_by_side
 from druthers.tokens import TokenizedPair
 from druthers.train import checkpoint, reference
 from druthers.train.checkpoint import Position
 from druthers.train.interruption import Interrupted, Interruption
 from druthers.train.logs import OUTCOME_LOG, Log, Row, Scored, mean_loss, metrics_of, open_logs, write_outcomes
 from druthers.train.optimizer import AdamW8bit, state_bytes
+from druthers.train.passes import Draw, Learn, run_pairs
 from druthers.train.reference import Reference
 
-Learn = Literal["learn", "look", "start"]
 RELEASE_EVERY = 8
 """Steps after which freed memory goes back to the system: what a step then takes anew costs a sixth of its time."""
 
@@ -50,13 +48,8 @@ def make_loss(settings: Settings, pairs: Sequence[TokenizedPair], heldout: Seque
     knobs = settings.loss.model_dump()
     loss = LOSSES[knobs.pop("name")](**knobs)
     facts = [facts_of(some) for some in (pairs, heldout)]
-    graded = next((some[i] for some, of in zip((pairs, heldout), facts, strict=True) for i in graded_places(of)), None)
-    if graded is not None and not loss.graded:
-        raise InputError(
-            f"pair {graded.id} carries p = {graded.p:g} and margin = {graded.margin:g}, "
-            f"which the loss {settings.loss.name!r} cannot honour; "
-            "use loss.name=sigmoid, or remove p and margin from the pairs"
-        )
+    check_grades(loss, settings.loss.name, pairs, facts[0])
+    check_grades(loss, settings.loss.name, heldout, facts[1])
     for side, of in zip(("training", "held-out"), facts, strict=True):
         if not (of.weight_B > 0).any():
             raise InputError(
@@ -65,9 +58,16 @@ def make_loss(settings: Settings, pairs: Sequence[TokenizedPair], heldout: Seque
     return loss
 
 
-def graded_places(facts: Facts) -> list[int]:
-    """The pairs that carry a grade."""
-    return [int(i) for i in np.flatnonzero((facts.p_B != 1.0) | (facts.margin_B != 0.0))]
+def check_grades(loss: Loss, name: str, pairs: Sequence[TokenizedPair], of: Facts) -> None:
+    """Refuse pairs with grades that the loss would ignore."""
+    for field, found, plain, honoured in (("p", of.p_B, 1.0, loss.p), ("margin", of.margin_B, 0.0, loss.margin)):
+        places = [] if honoured else np.flatnonzero(found != plain).tolist()
+        if places:
+            pair = pairs[places[0]]
+            raise InputError(
+                f"pair {pair.id} carries {field} = {getattr(pair, field):g}, which the loss {name!r} cannot honour; "
+                f"use loss.name=sigmoid, or remove {field} from the pairs"
+            )
 
 
 def learning_rate_at(step: int, *, total: int, settings: TrainSettings) -> float:
@@ -133,64 +133,6 @@ def check_ranks(policy: Loaded, t: TrainSettings, world: World) -> None:
             "processes split; use train.optimizer=adamw, or one process"
         )
     devices.check_float32(policy)
-
-
-def run_pairs(
-    pairs: Sequence[TokenizedPair],
-    crew: Crew,
-    scores: Reference,
-    loss: Loss,
-    *,
-    token_budget: int,
-    learn: Learn,
-) -> Scored:
-    """Forward (and, to "learn", backward) over all micro-batches of a set; to "start", the policy is the reference.
-
-    The objective is sum(w l) / sum(w) over the whole set, so it does not depend on how the set is cut. Every member of
-    the crew, on every rank, has its own share of the micro-batches, so the gradient is summed in one order, whoever is
-    faster; what was found of all pairs stands on every rank.
-    """
-    weight_sum, learns = sum(pair.weight for pair in pairs), learn == "learn"
-    table_7P = torch.zeros(7, len(pairs), dtype=torch.float64)
-    logp_CP, ratio_CP, length_CP, loss_P = table_7P[0:2], table_7P[2:4], table_7P[4:6], table_7P[6]
-
-    def forward(some: Sequence[TokenizedPair], policy: Loaded) -> tuple[Batch, Tensor, Tensor]:
-        batch = collate(some, pad_id=policy.pad_id, rung=policy.layout.rung, device=policy.device)
-        reference_CB = scores(batch, some, policy)
-        with computing(policy):
-            policy_CB = reference_CB if learn == "start" else policy.logps(batch).double()
-        return batch, policy_CB, reference_CB
-
-    def backward(objective: Tensor, member: int) -> None:
-        if learns and weight_sum > 0:
-            objective.backward()  # type: ignore[no-untyped-call]
-            crew.collect(member)
-
-    def run(group: list[int], member: int) -> int:
-        if not group:  # the shortest pair, counted nowhere: all ranks ask for the weights equally often
-            backward(0.0 * forward([min(pairs, key=lambda pair: pair.longest)], crew.members[member])[1].sum(), member)
-            return 0
-        batch, policy_CB, reference_CB = forward([pairs[i] for i in group], crew.members[member])
-        terms = PairTerms(p_B=batch.p_B.double(), margin_B=batch.margin_B.double(), length_CB=batch.length_CB.double())
-        loss_B = loss.of(policy_CB, reference_CB, terms)
-        backward((loss_B * batch.weight_B).sum() / (weight_sum or 1.0), member)
-        logp_CP[:, group] = policy_CB.detach().cpu()
-        ratio_CP[:, group] = (policy_CB.detach() - reference_CB).cpu()
-        length_CP[:, group] = batch.length_CB.double().cpu()
-        loss_P[group] = loss_B.detach().cpu()
-        return batch.tokens
-
-    world, count = crew.world, len(crew.members)
-    groups = plan(pairs, token_budget=token_budget * world.size, crew=crew.seats, rung=crew.policy.layout.rung)
-
-    def share(member: int) -> int:
-        with torch.set_grad_enabled(learns and weight_sum > 0):
-            return sum(run(group, member) for group in crew.turns(groups, member))
-
-    tokens = sum(side_by_side(share, range(min(count, len(groups))), workers=count))
-    crew.gather()
-    world.sum(table_7P)
-    return Scored(pairs, logp_CP, ratio_CP, length_CP, loss_P, int(world.sum(torch.tensor(tokens))))
 
 
 def check_step_0(scored: Scored, *, compute: torch.dtype) -> None:
@@ -307,10 +249,22 @@ class Course:
         per_epoch = math.ceil(len(self.pairs) / t.pairs_per_step)
         return step / per_epoch
 
-    def pass_over(self, pairs: Sequence[TokenizedPair], *, learn: Learn) -> Scored:
+    def pass_over(self, pairs: Sequence[TokenizedPair], position: Position, *, learn: Learn) -> Scored:
         """Forward, or forward and backward, over some pairs."""
-        budget = self.settings.train.token_budget
-        return run_pairs(pairs, self.crew, self.scores, self.loss, token_budget=budget, learn=learn)
+        return run_pairs(
+            pairs,
+            self.crew,
+            self.scores,
+            self.loss,
+            token_budget=self.settings.train.token_budget,
+            learn=learn,
+            state=position.loss_state,
+            draw=self.draw(position.step) if "draw" in self.loss.needs else None,
+        )
+
+    def draw(self, step: int) -> Draw:
+        """A number in [0, 1) for each pair of a step, the same in a run that is continued."""
+        return lambda pair: random.Random(f"{self.settings.seed} {step} {pair.id}").random()
 
 
 def train(
@@ -341,9 +295,8 @@ def train(
     order = Order(pairs, kind=t.order, pairs_per_step=t.pairs_per_step, seed=settings.seed)
     used = used_pairs(pairs, schedule, order)
     needed = Picked([used, heldout])
-    chosen = reference.choose(
-        t.reference, policy, needed, token_budget=t.token_budget, progress=scoring, say=say, world=world
-    )
+    kind = reference.kind_for(t.reference, policy, loss, world)
+    chosen = reference.choose(kind, policy, needed, token_budget=t.token_budget, progress=scoring, say=say, world=world)
     apart = choose_recompute_of_ranks(policy, used, t, world) if world.size > 1 else None
     policy = devices.shard(policy, world)
     optimizer = make_optimizer(policy, t, seed=settings.seed)
@@ -399,7 +352,7 @@ def advance(course: Course, schedule: Schedule, position: Position, optimizer: O
     """One optimizer step."""
     t, step = course.settings.train, position.step + 1
     rate = learning_rate_at(position.step, total=schedule.total, settings=t)
-    scored = course.pass_over([course.pairs[i] for i in course.order.step(position.step)], learn="learn")
+    scored = course.pass_over([course.pairs[i] for i in course.order.step(position.step)], position, learn="learn")
     norm = devices.clip(trainable(course.policy), most=t.clip_norm)
     check_finite(scored, norm=norm, step=step)
     if position.step == 0:
@@ -411,7 +364,7 @@ def advance(course: Course, schedule: Schedule, position: Position, optimizer: O
     row |= metrics_of(scored, beta=course.settings.loss.beta)
     logs.write(row, scored, step=step, split="train")
     course.note(row)
-    return replace(position, step=step)
+    return replace(position, step=step, loss_state=scored.state)
 
 
 def move(crew: Crew, optimizer: Optimizer, *, rate: float) -> None:
@@ -425,7 +378,7 @@ def move(crew: Crew, optimizer: Optimizer, *, rate: float) -> None:
 
 def look(course: Course, position: Position, logs: Log) -> Position:
     """Evaluate the held-out pairs, log them, and mark the checkpoint to come as the best when it is."""
-    scored = course.pass_over(course.heldout, learn="look" if position.step else "start")
+    scored = course.pass_over(course.heldout, position, learn="look" if position.step else "start")
     check_finite_heldout(scored, step=position.step)
     step, metric = position.step, course.settings.train.best_metric
     row = {

@@ -12,6 +12,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ from druthers import __version__, devices
 from druthers.allocation import release
 from druthers.batching import Batch, side
 from druthers.devices import ALONE, World
+from druthers.distributions import Other
+from druthers.logprobs import predicting
+from druthers.losses import Loss
 from druthers.models import WIDER, Floats, Loaded, adapter_off, computing, forward_config, score_tokens, second_copy
 from druthers.records import InputError
 from druthers.run import flat
@@ -30,8 +34,23 @@ from druthers.storage import cache_folder
 from druthers.tokens import TokenizedPair
 from druthers.train.reference_cache import KEY, Asked, Cache, Header, Keys, asked_of, differences, keys_of, unused
 
-Reference = Callable[[Batch, Sequence[TokenizedPair], Loaded], Tensor]
-"""Batch, its pairs and the policy that runs them to reference log-probs of shape (2, B)."""
+
+class Reference(Protocol):
+    """What a policy is measured against, asked with a batch, its pairs and the policy that runs them."""
+
+    def __call__(self, batch: Batch, some: Sequence[TokenizedPair], policy: Loaded) -> Tensor:
+        """Sums of log-probs, (2, B), float64."""
+        ...
+
+    def head(self, batch: Batch, some: Sequence[TokenizedPair], policy: Loaded) -> Tensor:
+        """The same over the first min(n_chosen, n_rejected) scored tokens of a pair."""
+        ...
+
+    def hidden(self, batch: Batch, policy: Loaded) -> Other:
+        """Hidden states where each scored token is predicted, and the head they go to."""
+        ...
+
+
 Progress = Callable[[int, int], None]
 Say = Callable[[str], None]
 
@@ -45,6 +64,12 @@ ROUNDS = 4
 """Micro-batches that every member of a crew has in a window, about; at the end of one the faster wait."""
 EVERY = 20.0
 """Seconds after which what was scored is written, at the end of the window: a kill costs these and that window."""
+
+
+NO_DISTRIBUTIONS = (
+    "this loss compares whole distributions with the reference's, which a cache does not hold; "
+    "use train.reference=auto, copy, or adapter where model.adapter=lora"
+)
 
 
 def silent(text: str) -> None:
@@ -211,6 +236,17 @@ class Cached:
         """Sums of the pairs' log-probs, (2, B), float64."""
         return torch.from_numpy(self.cache.logps(keys_of(some))).to(batch.p_B.device)
 
+    def head(self, batch: Batch, some: Sequence[TokenizedPair], policy: Loaded) -> Tensor:
+        """The same over the first min(n_chosen, n_rejected) scored tokens of a pair."""
+        sums = [
+            [float(side[: min(map(len, both))].sum(dtype=np.float64)) for side in both] for both in self.tokens(some)
+        ]
+        return torch.tensor(sums, dtype=torch.float64, device=batch.p_B.device).reshape(-1, 2).T
+
+    def hidden(self, batch: Batch, policy: Loaded) -> Other:
+        """Hidden states are not kept."""
+        raise InputError(NO_DISTRIBUTIONS)
+
     def tokens(self, some: Sequence[TokenizedPair]) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
         """Log-probs of the scored tokens of both responses of every pair, in nats, for losses that look at tokens.
 
@@ -250,20 +286,60 @@ def cached(
     return Cached(cache)
 
 
-def live(reference: Loaded) -> Reference:
-    """Scores from a model in memory, on the very batch the policy sees."""
+@dataclass(frozen=True, slots=True)
+class Live:
+    """A model in memory, asked with the very batch the policy sees; without one, the policy's own base weights."""
 
-    def score(batch: Batch, some: Sequence[TokenizedPair], policy: Loaded) -> Tensor:
-        with torch.no_grad(), computing(reference):
+    model: Loaded | None
+
+    @contextlib.contextmanager
+    def asked(self, policy: Loaded) -> Iterator[Loaded]:
+        """The reference, ready for a forward without gradients."""
+        own = contextlib.nullcontext(self.model) if self.model is not None else adapter_off(policy)
+        with own as reference, torch.no_grad(), computing(reference):
+            yield reference
+
+    def __call__(self, batch: Batch, some: Sequence[TokenizedPair], policy: Loaded) -> Tensor:
+        """Sums of log-probs, (2, B), float64."""
+        with self.asked(policy) as reference:
             return reference.logps(batch).double()
 
-    return score
+    def head(self, batch: Batch, some: Sequence[TokenizedPair], policy: Loaded) -> Tensor:
+        """The same over the first min(n_chosen, n_rejected) scored tokens of a pair."""
+        with self.asked(policy) as reference:
+            return reference.read(batch, needs=("head",))[1].double()
+
+    def hidden(self, batch: Batch, policy: Loaded) -> Other:
+        """Hidden states where each scored token is predicted, and the head they go to."""
+        with self.asked(policy) as reference:
+            return predicting(reference.scorer, batch), reference.scorer
 
 
-def without_adapter(batch: Batch, some: Sequence[TokenizedPair], policy: Loaded) -> Tensor:
-    """Scores from the policy's own base weights, its adapter switched off."""
-    with adapter_off(policy) as base:
-        return live(base)(batch, some, policy)
+def live(reference: Loaded) -> Reference:
+    """Scores from a model in memory."""
+    return Live(reference)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Zeros in the place of log-probs that nobody reads, and the hidden states of the reference itself."""
+
+    scores: Reference | None = None
+
+    def __call__(self, batch: Batch, some: Sequence[TokenizedPair], policy: Loaded) -> Tensor:
+        """Zeros, (2, B)."""
+        return torch.zeros_like(batch.length_CB, dtype=torch.float64)
+
+    head = __call__
+
+    def hidden(self, batch: Batch, policy: Loaded) -> Other:
+        """Those of the reference."""
+        assert self.scores is not None, "nobody has hidden states"
+        return self.scores.hidden(batch, policy)
+
+
+without_adapter = Live(None)
+"""Scores from the policy's own base weights, its adapter switched off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +348,20 @@ class Plan:
 
     scores: Reference
     kind: str
+
+
+def kind_for(kind: str, policy: Loaded, loss: Loss, world: World = ALONE) -> str:
+    """The kind of reference that a loss can do with: one that looks at whole distributions needs a model in memory.
+
+    Raises InputError for a cache, and for several ranks, where the loss needs such a model.
+    """
+    if "divergence" not in loss.needs:
+        return kind
+    if kind == "cache":
+        raise InputError(NO_DISTRIBUTIONS)
+    if world.size > 1:
+        raise InputError("a loss that compares whole distributions with the reference's takes one process; start one")
+    return ("adapter" if policy.adapted else "copy") if kind == "auto" else kind
 
 
 def choose(
