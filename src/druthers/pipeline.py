@@ -538,7 +538,7 @@ def sample(
     from druthers.generation import transformers_generator
     from druthers.records import Candidate, Candidates
 
-    asked = list(islice(storage.read(prompts, Prompt), limit))
+    asked = list(islice(prompts_in(prompts), limit))
     loaded = models.load(model)
 
     def rows() -> Iterator[Candidates]:
@@ -560,6 +560,19 @@ def sample(
 
     written = storage.write(out, rows())
     return dataclasses.asdict(written) | {"prompts": len(asked), "samples": samples, "model": loaded.name}
+
+
+def prompts_in(path: str) -> Iterator[Prompt]:
+    """The prompts of a file of prompts, or of one of pairs, each once; InputError for a line that is neither."""
+    met: set[str] = set()
+    for where, row in storage.rows(path):
+        if "chosen" not in row:
+            yield storage.parse(row, Prompt, where=where)
+            continue
+        pair = storage.parse(row, Pair, where=where)
+        if pair.prompt_id not in met:
+            met.add(pair.prompt_id)
+            yield Prompt(prompt=pair.prompt, group=pair.group)
 
 
 def judge(
