@@ -287,7 +287,8 @@ def taste_finding(
 ) -> Finding:
     """One of the preferences, told by how often it wins; where no pair differs there is none."""
     if isinstance(found, Undefined) and found.reason == ALIKE:
-        return finding(name, 0.0, f"The answers of no pair differ in {what}.", n=found.n, unit="points")
+        none = f"The answers of no pair differ in {what}."
+        return finding(name, 0.0, none, n=found.n, unit="points", limits=Limits(warn=TASTE_WARN, fail=fail))
     if isinstance(found, Undefined):
         return finding(name, found, f"Whether {what} decides cannot be told.", unit="points")
     said = text.format(wins=wins(found))
