@@ -541,7 +541,8 @@ def comparison_table(found: Any, page: Path) -> Table:
 def sample(
     *,
     prompts: Annotated[
-        str, typer.Argument(help='Prompts, one JSON object a line: {"prompt": [{"role": "user", "content": "…"}]}.')
+        str,
+        typer.Argument(help='Prompts, a JSON object a line: {"prompt": [{"role": "user", "content": "…"}]}; or pairs.'),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the candidates go (.jsonl, .jsonl.gz).")],
     model: Annotated[str, typer.Option("--model", "-m", help="A model folder or hub id.")] = "default",

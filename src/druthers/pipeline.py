@@ -664,7 +664,7 @@ def sample(
 
     if (best_of > 1) != (reward is not None):
         raise InputError("--best-of N takes --reward, which says what is best, and --reward takes --best-of above 1")
-    asked = list(islice(storage.read(prompts, Prompt), limit))
+    asked = list(islice(prompts_in(prompts), limit))
     loaded = models.load(model)
     score = None if reward is None else rewards.reward_named(reward, device=loaded.device)
 
@@ -689,6 +689,19 @@ def sample(
 
     written = storage.write(out, rows())
     return dataclasses.asdict(written) | {"prompts": len(asked), "samples": samples, "model": loaded.name}
+
+
+def prompts_in(path: str) -> Iterator[Prompt]:
+    """The prompts of a file of prompts, or of one of pairs, each once; InputError for a line that is neither."""
+    met: set[str] = set()
+    for where, row in storage.rows(path):
+        if "chosen" not in row:
+            yield storage.parse(row, Prompt, where=where)
+            continue
+        pair = storage.parse(row, Pair, where=where)
+        if pair.prompt_id not in met:
+            met.add(pair.prompt_id)
+            yield Prompt(prompt=pair.prompt, group=pair.group)
 
 
 def judge(
