@@ -238,7 +238,7 @@ def decide(
         result.leave_out(between, "between_sides", np.full(len(between), -1))
         filters.leave_out_leaks(result, prompts, held_B=heldout)
     elif held is None:
-        number_B = filters.numbers_of(facts, prompts)
+        number_B = filters.numbers_of(facts, prompts, filters.leaders_of(prompts))
         bound = threshold(number_B[result.kept_B].tolist(), share=data.heldout_share, name=name())
         heldout = number_B < np.uint64(bound)
         filters.leave_out_leaks(result, prompts, held_B=heldout)

@@ -106,8 +106,9 @@ def seen(answers: Sequence[Sequence[str]]) -> NDArray[np.float32]:
 
 
 def form_of(prompts: Sequence[Sequence[Message]]) -> Hashes:
-    """Words and pairs of words that many of these prompts have: they tell none apart."""
-    return nearness.common(nearness.shingles(nearness.words([asked(prompt) for prompt in prompts])))
+    """Words, pairs of words and passages that many of these prompts have, sorted: they tell none apart."""
+    found = nearness.words([asked(prompt) for prompt in prompts])
+    return np.sort(np.concatenate([nearness.common(of(found)) for of in (nearness.shingles, nearness.passages)]))
 
 
 def nothing() -> Facts:

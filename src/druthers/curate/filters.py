@@ -18,6 +18,7 @@ from druthers.curate.nearness import (
     Places,
     Sets,
     agreeing,
+    among,
     candidates,
     distinct,
     jaccards,
@@ -32,7 +33,7 @@ GUESS = 0.4
 LOOKED_AT = 1 << 13
 """Pairs of texts that are compared at once."""
 RARE = 4
-"""Prompts that a passage may stand in and still be taken for copied; one in more of them is a form that many share."""
+"""Prompts that a passage binds, the first in the source; in later ones it is taken for a form that many share."""
 KEPT = ""
 WHY = {
     "duplicate": "the same prompt and responses stand in an earlier row ({other})",
@@ -170,7 +171,7 @@ def alike(facts: Facts, read: Callable[[int], Texts], *, least: float, form: Has
     first_P = first[order]
     near = candidates(facts.prompts_BK[first_P], least=GUESS)
     near = near[close(near, lambda p: read(int(first_P[p])), functools.partial(asked_for, form=form), least=least)]
-    edges = np.unique(np.concatenate([near, copied(facts, first_P)]), axis=0)
+    edges = np.unique(np.concatenate([near, copied(facts, first_P, form=form)]), axis=0)
     return Alike(first_P, np.argsort(order)[inverse], edges)
 
 
@@ -185,39 +186,47 @@ def asked_for(texts: list[Texts], *, form: Hashes) -> Iterator[Sets]:
     yield without(whole, form)
 
 
-def copied(facts: Facts, first_P: Places) -> Places:
-    """Pairs of prompts that share two passages which at most `RARE` prompts have, each with the first that has them.
+def copied(facts: Facts, first_P: Places, *, form: Hashes) -> Places:
+    """Pairs of prompts that share two passages, each of the first `RARE` prompts that have one with the first of them.
 
-    Two, because one may lie over the end of a form that many share and hold no more than one word behind it.
+    Two, because one may lie over the end of a form that many share and hold no more than one word behind it; passages
+    that are all form bind nothing. What comes later in the source takes no pair away.
     """
     counts = np.diff(facts.passages.at)[first_P]
     skipped = facts.passages.at[:-1][first_P] - np.concatenate([[0], np.cumsum(counts)])[:-1]
     hash_S = facts.passages.hash_S[np.arange(counts.sum()) + np.repeat(skipped, counts)]
     owner_S = np.repeat(np.arange(len(first_P)), counts)
+    own = ~among(hash_S, form)
+    hash_S, owner_S = hash_S[own], owner_S[own]
     order = np.lexsort((owner_S, hash_S))
     hash_S, owner_S = hash_S[order], owner_S[order]
     new = np.ones(len(order), dtype=bool)
     new[1:] = (hash_S[1:] != hash_S[:-1]) | (owner_S[1:] != owner_S[:-1])
     hash_S, owner_S = hash_S[new], owner_S[new]
-    _, start, times = np.unique(hash_S, return_index=True, return_counts=True)
+    start = np.flatnonzero(np.concatenate([[True], hash_S[1:] != hash_S[:-1]])) if len(hash_S) else np.zeros(0, int)
+    times = np.diff(np.append(start, len(hash_S)))
+    turn = np.arange(len(hash_S)) - np.repeat(start, times)
     head = np.repeat(owner_S[start], times)
-    shared = (np.repeat(times, times) <= RARE) & (head != owner_S)
-    pairs, times = np.unique(np.column_stack([head[shared], owner_S[shared]]), axis=0, return_counts=True)
+    bound = (turn > 0) & (turn < RARE)
+    pairs, times = np.unique(np.column_stack([head[bound], owner_S[bound]]), axis=0, return_counts=True)
     return pairs[times > 1]
 
 
-def numbers_of(facts: Facts, found: Alike) -> Hashes:
-    """The number that settles the side of each pair: that of its prompt, or of the first prompt like it.
+def leaders_of(found: Alike) -> Places:
+    """The prompt that each follows, itself where none: the first that it is like and that follows no other.
 
-    A prompt follows the first one that it is like and that follows no other, so rows that are added behind the others
-    change nothing for those before them.
+    So rows that are added behind the others change nothing for those before them.
     """
-    leader_P = np.arange(len(found.first_P))
-    own = leader_P.tolist()
+    own = list(range(len(found.first_P)))
     for earlier, later in found.edges[np.lexsort((found.edges[:, 0], found.edges[:, 1]))].tolist():
         if own[earlier] == earlier and own[later] == later:
             own[later] = earlier
-    return facts.prompt_B[found.first_P][np.array(own, dtype=np.int64)][found.prompt_B]
+    return np.array(own, dtype=np.int64)
+
+
+def numbers_of(facts: Facts, found: Alike, leader_P: Places) -> Hashes:
+    """The number that settles the side of each pair: that of its prompt, or of the one that it follows."""
+    return facts.prompt_B[found.first_P][leader_P][found.prompt_B]
 
 
 def leave_out_leaks(result: Fates, found: Alike, *, held_B: Mask) -> None:
