@@ -359,9 +359,8 @@ def test_of_very_many_comparisons_a_share_is_remembered(monkeypatch: pytest.Monk
 @given(
     st.floats(0, 1),
     st.floats(0, 9),
-    st.text("a]}{\",: pé", max_size=9),
-    st.sampled_from(["", "tone", '"p": 0.5'])
-    | st.text('a]"', max_size=4),
+    st.text('a]}{",: pé', max_size=9),
+    st.sampled_from(["", "tone", '"p": 0.5']) | st.text('a]"', max_size=4),
     st.booleans(),
 )
 def test_grades_read_without_their_texts_are_those_of_the_whole_row(

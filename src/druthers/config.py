@@ -90,6 +90,11 @@ class DataSettings(Section):
         None, description="preferences never trained on; when unset, a share of the prompts is held out"
     )
     heldout_share: float = Field(0.1, gt=0, lt=1, description="share of prompts held out when `heldout` is unset")
+    held_before: str | tuple[str, ...] = Field(
+        "auto",
+        description="prompts that were held out once and are not trained on: of heldout-prompts.txt files or runs, one "
+        "or a list; 'auto': of the runs beside this one with the same seed (with `heldout`, a finding only); 'none'",
+    )
     clusters: str | None = Field(
         None,
         description="a file of prompts by what they mean, made where it is missing and added to: those that say nearly "
@@ -121,7 +126,15 @@ class DataSettings(Section):
         512, ge=2, description="longest response in tokens; a longer one is cut, its end-of-turn kept, and counted"
     )
 
-    @field_validator("pairs", "heldout")
+    @field_validator("held_before", mode="before")
+    @classmethod
+    def _none_is_a_name_here(cls, value: object) -> object:
+        """On the command line `none` unsets a setting; here it is one of the names."""
+        if isinstance(value, list | tuple) and "none" in value:
+            raise ValueError("'none' stands beside other names; leave it out, or use it alone")
+        return "none" if value is None else value
+
+    @field_validator("pairs", "heldout", "held_before")
     @classmethod
     def _something_is_named(cls, value: object) -> object:
         """An empty list names nothing."""

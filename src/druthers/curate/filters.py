@@ -35,11 +35,15 @@ LOOKED_AT = 1 << 13
 RARE = 4
 """Prompts that a passage binds, the first in the source; in later ones it is taken for a form that many share."""
 KEPT = ""
+ACROSS = ("leak", "held_before", "between_sides")
+"""Reasons that keep the sides apart; a pair that is put back is left out for these alone."""
 WHY = {
     "duplicate": "the same prompt and responses stand in an earlier row ({other})",
     "near_duplicate": "prompt and responses are nearly those of an earlier row ({other})",
     "contradiction": "another row has the same two responses the other way round ({other}); keep the one that is right",
     "leak": "the prompt is also among the held-out ones ({other})",
+    "held_before": "the prompt, or one like it, was held out before (data.held_before)",
+    "between_sides": "the prompt means nearly what one of the other side means (data.clusters)",
 }
 
 
@@ -47,7 +51,7 @@ WHY = {
 class Fates:
     """Why each of B pairs is left out, "" where it is not, and the pair that is the cause, -1 where there is none.
 
-    `back_B` are pairs that were put back: they are left out as leaks alone.
+    `back_B` are pairs that were put back: they are left out for the reasons in `ACROSS` alone.
     """
 
     reason_B: NDArray[np.str_]
@@ -59,9 +63,10 @@ class Fates:
         """The pairs that stay."""
         return np.asarray(self.reason_B == KEPT)
 
-    def leave_out(self, where: Places, reason: str, other: Places) -> None:
-        """Leave out some that are still in."""
-        if reason != "leak":
+    def leave_out(self, where: Places, reason: str, other: Places | int = -1) -> None:
+        """Leave out some that are still in, because of other pairs or of none."""
+        other = np.broadcast_to(other, where.shape)
+        if reason not in ACROSS:
             stay = ~self.back_B[where]
             where, other = where[stay], other[stay]
         self.reason_B[where] = reason
@@ -227,6 +232,24 @@ def leaders_of(found: Alike) -> Places:
 def numbers_of(facts: Facts, found: Alike, leader_P: Places) -> Hashes:
     """The number that settles the side of each pair: that of its prompt, or of the one that it follows."""
     return facts.prompt_B[found.first_P][leader_P][found.prompt_B]
+
+
+def held_again(found: Alike, leader_P: Places, before_P: Mask) -> Mask:
+    """Which prompts are held out because some were before: those, what they follow, and all that follows the same.
+
+    What is only like them stays a leak, so that the same set curated once more holds out the same.
+    """
+    held_P = np.zeros(len(leader_P), dtype=bool)
+    held_P[leader_P[before_P]] = True
+    return held_P[leader_P]
+
+
+def leave_out_held_before(result: Fates, found: Alike, leader_P: Places, *, before_P: Mask, held_B: Mask) -> None:
+    """Pairs that are not held out, but whose prompt was before, or is like one that was."""
+    near_P = held_again(found, leader_P, before_P)
+    for side in (0, 1):
+        near_P[found.edges[before_P[found.edges[:, side]], 1 - side]] = True
+    result.leave_out(np.flatnonzero(~held_B & near_P[found.prompt_B] & result.kept_B), "held_before")
 
 
 def leave_out_leaks(result: Fates, found: Alike, *, held_B: Mask) -> None:

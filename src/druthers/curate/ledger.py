@@ -16,7 +16,9 @@ from druthers.curate.grading import UNMADE
 from druthers.records import InputError
 from druthers.storage import Line, encode
 
-BESIDE_OTHERS = ("duplicate", "near_duplicate", "contradiction", "leak", "small_margin", "between_sides")
+BESIDE_OTHERS = (
+    *("duplicate", "near_duplicate", "contradiction", "leak", "held_before", "small_margin", "between_sides"),
+)
 NEVER_A_STOP = frozenset((*BESIDE_OTHERS, "personal", "no_opinion", *UNMADE))
 """Reasons that say nothing against a row by itself."""
 AGAIN = ("one_response", "unjudged", "both_bad", "gate")

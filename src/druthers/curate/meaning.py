@@ -35,12 +35,14 @@ def part(
     *,
     kept_B: Mask,
     heldout_B: Mask | None,
+    again_B: Mask,
     path: Path,
     share: float,
     seed: int,
 ) -> Parted:
     """The sides of the pairs that are kept, by clusters of their prompts, which `path` remembers where it is there.
 
+    The prompts of `again_B` were held out before and are so again, with their clusters where those are new.
     Where the held-out pairs are given, pairs for training whose prompts mean nearly what a held-out one means are left
     out, and nothing is remembered. Raises InputError for a file that is none of clusters or of another encoder, and
     where the encoder is not installed: vectors that depend on the texts at hand could not be compared later.
@@ -63,7 +65,8 @@ def part(
         return Parted(held, between & ~heldout_B, None)
     known = clusters.load(path) if path.exists() else None
     _, found = clusters.assign(vectors_PD, keys_N=key_P, known=known, encoder=encoder.sha)
-    side_P, found = clusters.deal(vectors_PD, keys_N=key_P, clusters=found, share=share, seed=seed)
+    again_P = again_B[kept[first]]
+    side_P, found = clusters.deal(vectors_PD, keys_N=key_P, clusters=found, share=share, seed=seed, again_N=again_P)
     held[kept] = side_P[prompt_K] == clusters.HELDOUT
     between[kept] = side_P[prompt_K] == clusters.LEFT_OUT
     return Parted(held, between, found)

@@ -36,8 +36,8 @@ FORM, FORM_COUNT = 0.05, 20
 prompts, half."""
 GRAM = 13
 """Words of a passage that is taken for copied."""
-SAMPLED = 2
-"""One passage in so many is looked at."""
+SAMPLED, QUOTED = 2, 16
+"""One passage of a prompt in so many is looked at, and one of a response."""
 UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
 )
@@ -345,3 +345,34 @@ def passages(found: Sets) -> Sets:
     chosen = every.hash_S % np.uint64(SAMPLED) == 0
     at = np.concatenate([[0], np.cumsum(chosen)])[every.at]
     return Sets(every.hash_S[chosen], at)
+
+
+def quotations(found: Sets, pairs: Sets) -> Sets:
+    """One in `QUOTED` of the passages of `GRAM` words, chosen by their first two words, whose hashes are `pairs`.
+
+    Fewer passages than `passages` hashes at all, as responses are many and long; `pairs` are what `features` gives.
+    """
+    mark_S = np.flatnonzero(pairs.hash_S % np.uint64(QUOTED) == 0)
+    owner_S = np.searchsorted(pairs.at, mark_S, side="right") - 1
+    start_S = found.at[owner_S] + mark_S - pairs.at[owner_S]
+    whole = start_S + GRAM <= found.at[owner_S + 1]
+    start_S, owner_S = start_S[whole], owner_S[whole]
+    hash_S = np.zeros(len(start_S), dtype=np.uint64)
+    for step in range(GRAM):
+        hash_S = mixed(hash_S * np.uint64(0x9E3779B97F4A7C15) + found.hash_S[start_S + step])
+    count = np.bincount(owner_S, minlength=len(found))
+    return Sets(hash_S, np.concatenate([[0], np.cumsum(count)]).astype(np.int64))
+
+
+def wholes(found: Sets) -> Hashes:
+    """One number for the words of each text in their order, 0 for one of fewer than `GRAM` words.
+
+    >>> long = "the answer is as long as a passage that is taken for copied, so it counts"
+    >>> a, b, short = wholes(words([long, long.upper(), "Yes."])).tolist()
+    >>> a == b, short
+    (True, 0)
+    """
+    count = np.diff(found.at)
+    place_S = (np.arange(len(found.hash_S)) - np.repeat(found.at[:-1], count)).astype(np.uint64)
+    summed = np.concatenate([[np.uint64(0)], np.cumsum(mixed(found.hash_S + place_S * np.uint64(0x9E3779B97F4A7C15)))])
+    return np.where(count >= GRAM, summed[found.at[1:]] - summed[found.at[:-1]], np.uint64(0))

@@ -53,6 +53,7 @@ MEASURES = {
     "own": "how far the data is from the model's own answers",
     "pii": "personal data",
     "position": "order of showing",
+    "response_leak": "held-out responses that are trained on",
     "ranked": "pairs the model ranks right already",
     "semantic": "prompts that mean the same",
     "shift": "what is asked more often than trained on",

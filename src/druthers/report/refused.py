@@ -25,6 +25,10 @@ REASONS = {
     "near_duplicate": ("Near duplicate", f"Nothing much is lost: the first of the similar rows was kept. {BACK}"),
     "contradiction": ("Contradiction", f"Decide which response is better. {BACK}"),
     "leak": ("Prompt is held out too", "Hold out other prompts with data.heldout, or train on other ones."),
+    "held_before": (
+        "Prompt was held out before",
+        "Train on other prompts: models are compared on these. data.held_before names the files.",
+    ),
     "small_margin": ("Margin too small", "Lower data.least_margin; 0 keeps every pair."),
     "prompt_too_long": ("Prompt too long", "Raise data.max_prompt."),
     "control_tokens": ("Control tokens in the text", "Remove the tokens of the chat template from the text."),
