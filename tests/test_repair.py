@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from druthers import config, embeddings, storage
-from druthers.curate import CurateSummary, curate
+from druthers.curate import CurateSummary, clusters, curate
 from druthers.curate.remembered import FILE, numbers_in
 from druthers.records import InputError, Pair, Prompt
 from tests import tiny
+from tests.test_embeddings import encoder_folder
 
 TOKENIZER = tiny.tokenizer()
 LETTER = {"prompt": "Who wrote?", "chosen": "It was ann@example.org.", "rejected": "It was +49 30 901820."}
@@ -99,6 +100,35 @@ def test_what_a_filter_set_aside_wrongly_is_put_back_with_its_line(tmp_path: Pat
     assert pair.chosen[0].content == torn["chosen"]
     assert first.kept + 1 == second.kept
     assert first.source_sha256 != second.source_sha256
+
+
+@pytest.mark.parametrize("policy", ["drop", "redact"])
+def test_what_somebody_found_to_be_no_personal_data_is_put_back_as_it_is(tmp_path: Path, policy: str) -> None:
+    other = LETTER | {"prompt": "Who else?", "chosen": "It was bob@example.org."}
+    path = put(tmp_path / "a.jsonl", [*rows(30), LETTER, other])
+    run(path, tmp_path / "first", personal="drop")
+    right = [line for line in lines(tmp_path / "first" / "rejected.jsonl") if line["where"].endswith(":31")]
+    back = put(tmp_path / "back.jsonl", right)
+    run(path, tmp_path / "second", personal=policy, keep=str(back))
+    texts = [pair.chosen[0].content for pair in kept(tmp_path / "second") if "Who" in pair.prompt[0].content]
+    assert texts == [LETTER["chosen"]] + ["It was [mail]."] * (policy == "redact")
+
+
+@pytest.mark.parametrize("reason", ["leak", "held_before", "between_sides"])
+def test_what_would_stand_on_both_sides_is_not_put_back_and_it_is_said_why(tmp_path: Path, reason: str) -> None:
+    path = put(tmp_path / "a.jsonl", rows(30))
+    back = put(tmp_path / "back.jsonl", [{"where": "a.jsonl:1", "reason": reason, "why": "", "row": {"id": "0" * 24}}])
+    said = rf"back\.jsonl:1: a pair with the reason '{reason}' cannot be put back: its prompt .* measured"
+    with pytest.raises(InputError, match=said):
+        run(path, tmp_path / "data", keep=str(back))
+
+
+def test_a_pair_that_is_put_back_is_left_out_as_a_leak_all_the_same(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.jsonl", [*rows(5), rows(1)[0]])
+    run(path, tmp_path / "first", heldout=str(put(tmp_path / "b.jsonl", rows(9)[8:])))
+    back = put(tmp_path / "back.jsonl", lines(tmp_path / "first" / "rejected.jsonl"))
+    second = run(path, tmp_path / "second", keep=str(back), heldout=str(put(tmp_path / "c.jsonl", rows(1))))
+    assert second.rejected == {"leak": 2}
 
 
 def test_what_is_no_pair_or_held_out_cannot_be_put_back(tmp_path: Path) -> None:
@@ -341,6 +371,28 @@ def test_a_file_that_holds_no_clusters_is_refused_and_left_as_it_is(tmp_path: Pa
     with pytest.raises(InputError, match=r"notes\.txt: is not a file of clusters"):
         run(put(tmp_path / "a.jsonl", rows(30)), tmp_path / "data", clusters=str(file))
     assert file.read_text() == "mine"
+
+
+def test_sides_by_meaning_take_any_encoder_and_the_file_belongs_to_it(tmp_path: Path) -> None:
+    path, file = put(tmp_path / "a.jsonl", rows(40)), str(tmp_path / "c.npz")
+    small, wide = (encoder_folder(tmp_path / str(width), width=width, seed=width, spread=1.0) for width in (32, 48))
+    run(path, tmp_path / "one", clusters=file, encoder=str(small))
+    again = run(path, tmp_path / "two", clusters=file, encoder=str(small), seed=3)
+    assert held_out(tmp_path / "one") == held_out(tmp_path / "two")
+    assert again.heldout
+    with pytest.raises(InputError, match="the clusters were made with encoder"):
+        run(path, tmp_path / "three", clusters=file, encoder=str(wide))
+    run(path, tmp_path / "four", clusters=str(tmp_path / "d.npz"), encoder=str(wide))
+    assert [clusters.load(tmp_path / name).leader_GD.shape[1] for name in ("c.npz", "d.npz")] == [32, 48]
+
+
+@pytest.mark.parametrize(
+    ("encoder", "said"), [("lexical", "data.encoder = lexical compares texts by"), ("gone", "gone")]
+)
+def test_an_encoder_that_sides_cannot_rest_on_is_refused(tmp_path: Path, encoder: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        run(put(tmp_path / "a.jsonl", rows(30)), tmp_path / "data", clusters=str(tmp_path / "c.npz"), encoder=encoder)
+    assert not (tmp_path / "c.npz").exists()
 
 
 def test_sides_by_meaning_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,6 +100,11 @@ class DataSettings(Section):
         description="a file of prompts by what they mean, made where it is missing and added to: those that say nearly "
         "the same land on one side, and stay there in later curations with the same file",
     )
+    encoder: str = Field(
+        "default",
+        description="what embeds texts for `clusters` and `druthers inspect`: 'default' (all-MiniLM-L6-v2), a folder or "
+        "hub id of a sentence encoder, or 'lexical' (by wording, without weights; not for `clusters`)",
+    )
     format: Literal["auto"] | Form = Field("auto", description="form of the rows; 'auto' detects and says")
     columns: dict[str, str] = Field(
         {},
@@ -115,7 +120,9 @@ class DataSettings(Section):
         "pairs are set aside",
     )
     keep: str | None = Field(
-        None, description="lines of a rejected.jsonl whose pairs are put back: no filter sets them aside again"
+        None,
+        description="lines of a rejected.jsonl whose pairs are put back: no filter sets them aside again, but for what "
+        "keeps the sides apart",
     )
     limit: int | None = Field(None, ge=1, description="use only the first N training pairs")
     least_margin: float = Field(
@@ -401,7 +408,7 @@ def check_text(text: str) -> None:
         raise InputError(f"{text!a} is not UTF-8; rename the file or folder") from None
 
 
-READ_AGAIN = (("model", "path"), ("evaluate", "prompts"), ("evaluate", "rubric"))
+READ_AGAIN = (("model", "path"), ("data", "encoder"), ("evaluate", "prompts"), ("evaluate", "rubric"))
 """Settings naming what a finished run is read with again, perhaps from another working directory."""
 
 
@@ -410,7 +417,7 @@ def anchored(tree: dict[str, Any]) -> dict[str, Any]:
     for section, key in READ_AGAIN:
         group = tree.get(section)
         value = group.get(key) if isinstance(group, dict) else None
-        if isinstance(value, str) and value not in ("default", *recipe_names()) and os.path.exists(value):
+        if isinstance(value, str) and value not in ("default", "lexical", *recipe_names()) and os.path.exists(value):
             tree[section] = {**tree[section], key: str(Path(value).absolute())}
     return tree
 

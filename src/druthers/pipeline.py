@@ -137,7 +137,7 @@ def curate_stage(run: Run, settings: Settings, *, screen: Screen) -> dict[str, A
 
 
 def inspect_stage(
-    run: Run, settings: Settings, *, prompts: str | None, encoder: str, most: int, screen: Screen
+    run: Run, settings: Settings, *, prompts: str | None, encoder: str | None, most: int, screen: Screen
 ) -> dict[str, Any]:
     """Quality that takes embeddings or the model, in data/quality.json, its page and the card.
 
@@ -154,7 +154,7 @@ def inspect_stage(
         data,
         settings,
         loaded=loaded,
-        encoder=encoder,
+        encoder=encoder or settings.data.encoder,
         prompts=prompts,
         rubric=rubric,
         outcomes=final_outcomes(run),

@@ -34,7 +34,7 @@ from druthers.curate.pooling import annotators
 from druthers.curate.quality import leak
 from druthers.curate.quality.bias import position_finding
 from druthers.curate.remembered import Memory, binding, held_before, memories, named_files, remember
-from druthers.curate.repair import put_back
+from druthers.curate.repair import Back, put_back
 from druthers.curate.split import threshold
 from druthers.records import InputError, Pair, assistant, user
 from druthers.storage import Source, encode
@@ -101,6 +101,7 @@ def curate(
     data = settings.data
     source = storage.locate(data.pairs, data.heldout)
     beside = None if beside is None else beside.absolute()
+    back = put_back(storage.several(data.keep))
     known = memories(data.held_before, beside=beside, seed=settings.seed)
     _probe(tokenizer)
     with contextlib.ExitStack() as stack:
@@ -121,12 +122,15 @@ def curate(
             workers=workers,
             most=most,
             tell=_teller(source, progress),
+            looked_at=back.personal,
         )
         held, shared = desk.take(source)
         facts = shelf.facts()
         name = functools.partial(_name, source.train, ledger)
         before = binding(known, all_=held is None)
-        sides = decide(facts, shelf, data, held=held, form=shared, name=name, before=before, seed=settings.seed)
+        sides = decide(
+            facts, shelf, data, held=held, form=shared, name=name, before=before, back=back, seed=settings.seed
+        )
         _book(sides, facts, shelf, data, ledger)
         _deal(sides, shelf, files)
         _check_filled(sides, source, ledger)
@@ -207,7 +211,9 @@ def _with_opinions(seen: Inspection, judged: Judged) -> Inspection:
     if judged.pool.first:
         told += filter(None, [position_finding(judged.pool.position())])
     told, lines = of_annotators(told, judged.tally.doubted)
-    return replace(seen, findings=seen.findings + told, lines={**seen.lines, **lines}, annotators=annotators(judged.known))
+    return replace(
+        seen, findings=seen.findings + told, lines={**seen.lines, **lines}, annotators=annotators(judged.known)
+    )
 
 
 def _probe(tokenizer: Tokenizer) -> None:
@@ -235,6 +241,7 @@ def decide(
     form: Hashes,
     name: Callable[[], str],
     before: Hashes,
+    back: Back,
     seed: int = 0,
 ) -> Sides:
     """Which pairs are trained on and which held out; with `held` the first so many are held out already.
@@ -243,8 +250,7 @@ def decide(
     out again, or, where the held-out pairs are given, left out of training. `name` gives the source as messages show it,
     with what was refused so far.
     """
-    back = put_back(storage.several(data.keep))
-    result = filters.fates(len(facts), np.isin(facts.id_B, back))
+    result = filters.fates(len(facts), np.isin(facts.id_B, back.id_K))
     place = np.cumsum(facts.size_B) - facts.size_B
 
     @functools.lru_cache(KEPT_IN_MIND)
@@ -265,8 +271,17 @@ def decide(
     found = None
     if data.clusters is not None:
         given, path = None if held is None else heldout, Path(data.clusters)
-        kept, share = result.kept_B, data.heldout_share
-        parted = part(facts, look, kept_B=kept, heldout_B=given, again_B=again, path=path, share=share, seed=seed)
+        parted = part(
+            facts,
+            look,
+            kept_B=result.kept_B,
+            heldout_B=given,
+            again_B=again,
+            path=path,
+            share=data.heldout_share,
+            seed=seed,
+            encoder=data.encoder,
+        )
         heldout, found = parted.heldout_B, parted.found
         result.leave_out(np.flatnonzero(parted.between_B), "between_sides")
         filters.leave_out_leaks(result, prompts, held_B=heldout)

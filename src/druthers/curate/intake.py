@@ -50,7 +50,8 @@ class Desk:
     """What reading takes, and where what is read goes.
 
     `most` are the rows that are read of each source of training pairs, None for all. `judged` are the opinions of the
-    held-out part and of the rest, where they hold any, and `forms` those of the sources of the rest.
+    held-out part and of the rest, where they hold any, and `forms` those of the sources of the rest. `looked_at` are
+    ids of pairs whose personal data stays.
     """
 
     settings: Settings
@@ -61,6 +62,7 @@ class Desk:
     workers: int
     most: int | None
     tell: Callable[[int], None]
+    looked_at: frozenset[str] = frozenset()
     judged: list[Judged] = field(default_factory=list)
     forms: list[Form] = field(default_factory=list)
 
@@ -98,7 +100,8 @@ class Desk:
 
     def reader(self, importer: Importer, shared: Hashes) -> Reader:
         """What reads the rows of one form."""
-        return Reader(importer, self.tokenizer, self.settings.seed, shared, self.settings.data.personal)
+        personal = self.settings.data.personal
+        return Reader(importer, self.tokenizer, self.settings.seed, shared, personal, self.looked_at)
 
     def put(self, work: Iterable[Job], reader: Reader, *, workers: int) -> None:
         """What is read goes to the shelf, what is refused into the books."""

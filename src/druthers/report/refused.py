@@ -49,7 +49,7 @@ REASONS = {
         "Means nearly what is held out",
         "Nothing is lost for the other side; such prompts cannot be told apart.",
     ),
-    "personal": ("Personal data", "data.personal=redact replaces it and keeps the pairs."),
+    "personal": ("Personal data", f"data.personal=redact replaces it and keeps the pairs. Where it is none: {BACK}"),
     BEYOND: ("Beyond the limit", "Raise data.limit, or unset it."),
 }
 """Titles and remedies by the codes of rejected.jsonl."""
