@@ -176,8 +176,10 @@ def test_training_on_what_a_run_of_another_seed_holds_out_is_told_with_the_remed
 def test_the_same_rows_beside_a_run_of_them_give_the_same_sides(tmp_path: Path) -> None:
     path = put(tmp_path / "a.jsonl", rows(60))
     first, second = begin(path, tmp_path / "one"), begin(path, tmp_path / "two")
-    assert (first.held_before, [each["name"] for each in second.held_before]) == ([], ["one"])
-    assert second.held_before[0]["found"] == second.held_before[0]["prompts"] == first.prompts["heldout"]
+    count = first.prompts["heldout"]
+    digest = storage.sha256(tmp_path / "one" / "data" / FILE)
+    file = {"name": "one", "sha256": digest, "prompts": count, "found": count}
+    assert (first.held_before, second.held_before) == (None, {"prompts": count, "files": [file]})
     for side in ("train", "heldout"):
         assert asked_in(tmp_path / "one", side) == asked_in(tmp_path / "two", side)
     third = tmp_path / "elsewhere" / "three"
@@ -232,14 +234,14 @@ def test_with_pairs_to_hold_out_named_files_keep_their_prompts_out_of_training_a
     held = asked_in(tmp_path / "one", "heldout")
     other = put(tmp_path / "b.jsonl", [{"prompt": "Else?", "chosen": "x", "rejected": "y"}])
     auto = begin(path, tmp_path / "two", heldout=str(other))
-    assert (auto.train, auto.rejected, auto.held_before) == (100, {}, [])
+    assert (auto.train, auto.rejected, auto.held_before) == (100, {}, None)
     assert findings(tmp_path / "two" / "data")["D1.held_before"]["status"] == "warn"
     (tmp_path / "two").rename(tmp_path / "elsewhere")
     for name in ("one", f"one/data/{FILE}", "one/data"):
         summary = begin(path, tmp_path / "three", heldout=str(other), held_before=str(tmp_path / name), bad_rows="stop")
         assert summary.rejected == {"held_before": len(held)}
         assert held.isdisjoint(asked_in(tmp_path / "three", "train"))
-        assert summary.held_before[0]["found"] == len(held)
+        assert (summary.held_before or {})["prompts"] == len(held)
     why = {line["why"] for line in lines(tmp_path / "three" / "data" / "rejected.jsonl")}
     assert why == {"the prompt, or one like it, was held out before (data.held_before)"}
 
@@ -250,7 +252,7 @@ def test_nothing_is_held_out_again_where_none_is_asked_for(tmp_path: Path) -> No
     again = begin(path, tmp_path / "two")
     plain = begin(path, tmp_path / "three", held_before="none")
     assert again.heldout > 30 > plain.heldout
-    assert plain.held_before == []
+    assert plain.held_before is None
     assert findings(tmp_path / "three" / "data")["D1.held_before"]["status"] == "warn"
 
 

@@ -102,8 +102,8 @@ class DataSettings(Section):
     )
     encoder: str = Field(
         "default",
-        description="what embeds texts for `clusters` and `druthers inspect`: 'default' (all-MiniLM-L6-v2), a folder or "
-        "hub id of a sentence encoder, or 'lexical' (by wording, without weights; not for `clusters`)",
+        description="what embeds texts for `clusters` and `druthers inspect`: 'default' (all-MiniLM-L6-v2), a folder "
+        "or hub id of a sentence encoder, or 'lexical' (by wording, without weights; not for `clusters`)",
     )
     format: Literal["auto"] | Form = Field("auto", description="form of the rows; 'auto' detects and says")
     columns: dict[str, str] = Field(

@@ -130,6 +130,10 @@ def curate_stage(run: Run, settings: Settings, *, screen: Screen) -> dict[str, A
     )
     for reason, count in sorted(found["rejected"].items()):
         screen.say(f"  {count:,} {reason.replace('_', ' ')} (data/rejected.jsonl says why)")
+    for reason, count in sorted(((found.get("graded") or {}).get("unpaired") or {}).items()):
+        screen.say(f"  {count:,} comparisons gave no pair: {reason.replace('_', ' ')} (data/unpaired.jsonl has them)")
+    if again := (found.get("held_before") or {}).get("prompts"):
+        screen.say(f"  {again:,} prompts kept out of training, as they were held out before (data.held_before)")
     if sum(found["cut"].values()):
         cut = f"{found['cut']['chosen']:,} chosen, {found['cut']['rejected']:,} rejected responses"
         screen.say(f"  cut to {settings.data.max_response} tokens: {cut}")

@@ -10,7 +10,7 @@ import operator
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -33,7 +33,7 @@ from druthers.curate.nearness import NEAR, Hashes, Places, among, once
 from druthers.curate.pooling import annotators
 from druthers.curate.quality import leak
 from druthers.curate.quality.bias import position_finding
-from druthers.curate.remembered import Memory, binding, held_before, memories, named_files, remember
+from druthers.curate.remembered import Memory, binding, bound, held_before, memories, named_files, remember
 from druthers.curate.repair import Back, put_back
 from druthers.curate.split import threshold
 from druthers.records import InputError, Pair, assistant, user
@@ -55,7 +55,7 @@ class CurateSummary:
     says what became of those (`pooling.Tally`), and all pairs that were made, and rows and prompts that gave none, are
     train + heldout + all rejected + beyond_limit. Token counts are those of the kept pairs, responses after the cut to
     `data.max_response`; `longer_chosen` is the share of kept pairs whose chosen response has more tokens.
-    `held_before` are the files whose prompts were kept out of training.
+    `held_before` are the files whose prompts were kept out of training, and how many of those are here.
     """
 
     source: str
@@ -77,7 +77,7 @@ class CurateSummary:
     joined_turns: int
     redacted: dict[str, int]
     graded: dict[str, Any] | None = None
-    held_before: list[dict[str, Any]] = field(default_factory=list)
+    held_before: dict[str, Any] | None = None
 
 
 def curate(
@@ -94,7 +94,8 @@ def curate(
 
     The same input and settings give the same bytes, whatever the number of processes that read. Of each source of
     training pairs the first `most` rows are read. `beside` is the run directory, where runs beside it are to be asked
-    which prompts they hold out; what they say is input too. `progress` is called with (rows done, rows in all or 0 if unknown).
+    which prompts they hold out; what they say is input too. `progress` is called with (rows done, rows in all or 0 if
+    unknown).
     Raises InputError for a bad file, for the first bad row unless `data.bad_rows` is "drop", and when nothing is left
     to train on or to hold out; then none of the files appears.
     """
@@ -109,8 +110,8 @@ def curate(
             name: stack.enter_context(storage.replacing(out / f"{name}.jsonl"))
             for name in ("rejected", "heldout", "train")
         }
-        again = cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile(dir=out)))
-        ledger = Ledger(files["rejected"], again, stop=data.bad_rows == "stop")
+        again, unpaired = (cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile(dir=out))) for _ in range(2))
+        ledger = Ledger(files["rejected"], again, unpaired, stop=data.bad_rows == "stop")
         spool = stack.enter_context(storage.scratch(out))
         shelf = Shelf(cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile(dir=out))), Columns(spool))
         desk = Desk(
@@ -134,12 +135,13 @@ def curate(
         _book(sides, facts, shelf, data, ledger)
         _deal(sides, shelf, files)
         _check_filled(sides, source, ledger)
-        told = [each.about(once(facts.asked_B)) for each in known if each.binds and (each.named or held is None)]
-        summary = replace(_summarize(sides, facts, source=source, given=data, desk=desk), held_before=told)
+        summary = _summarize(sides, facts, source=source, given=data, desk=desk)
+        summary = replace(summary, held_before=bound(known, facts.asked_B, all_=held is None))
         seen = _inspect(sides, facts, desk, known, beside=beside)
         _point(seen, facts, shelf, out / "findings")
         remember(out, facts.asked_B[sides.heldout])
-        _ask_again(ledger, out / "collect.jsonl")
+        _copy(ledger.again, out / "collect.jsonl")
+        _copy(ledger.unpaired, out / "unpaired.jsonl")
         if sides.clusters is not None and data.clusters is not None:
             clusters.save(sides.clusters, data.clusters)
     storage.write_json(out / "quality.json", seen.as_dict())
@@ -157,14 +159,14 @@ def fingerprint(data: DataSettings) -> str | None:
     return hashlib.sha256(" ".join(map(storage.sha256, paths)).encode()).hexdigest()
 
 
-def _ask_again(ledger: Ledger, path: Path) -> None:
-    """The prompts that should be answered or judged again as a file for `druthers sample`; none where there is none."""
-    if not ledger.again.tell():
+def _copy(lines: BinaryIO, path: Path) -> None:
+    """Lines as a file of the run; none where there are none."""
+    if not lines.tell():
         path.unlink(missing_ok=True)
         return
-    ledger.again.seek(0)
+    lines.seek(0)
     with storage.replacing(path) as file:
-        shutil.copyfileobj(ledger.again, file)
+        shutil.copyfileobj(lines, file)
 
 
 def _inspect(sides: Sides, facts: Facts, desk: Desk, known: Sequence[Memory], *, beside: Path | None) -> Inspection:
@@ -247,8 +249,8 @@ def decide(
     """Which pairs are trained on and which held out; with `held` the first so many are held out already.
 
     `form` is what many prompts have, `before` the prompts that were held out before; they and those like them are held
-    out again, or, where the held-out pairs are given, left out of training. `name` gives the source as messages show it,
-    with what was refused so far.
+    out again, or, where the held-out pairs are given, left out of training. `back` are pairs that are put back. `name`
+    gives the source as messages show it, with what was refused so far.
     """
     result = filters.fates(len(facts), np.isin(facts.id_B, back.id_K))
     place = np.cumsum(facts.size_B) - facts.size_B

@@ -126,7 +126,7 @@ class Desk:
             found = pooling.pool(sources, ledger, spool=self.spool, into=into, most=most, tell=self.tell)
             refused = sum(ledger.reasons.values()) - refused
             assert ledger.rows - rows == found.rows + refused, "a row was lost"
-            tally = Tally(policy)
+            tally = Tally(policy, into=ledger.unpaired)
             with found.placing():
                 known = survey(found.items, policy, seed=self.settings.seed)
                 yield from pooling.pairs(found, policy, known, tally)

@@ -53,11 +53,13 @@ def number(where: str) -> int:
 class Ledger:
     """Counts of what was read and refused; refused rows are written to `file` with their reason.
 
-    `again` takes the prompts among them that should be answered or judged again.
+    `again` takes the prompts among them that should be answered or judged again, `unpaired` the comparisons that gave
+    no pair where others of their prompt did.
     """
 
     file: BinaryIO
     again: BinaryIO
+    unpaired: BinaryIO
     stop: bool
     rows: int = 0
     beyond_limit: int = 0

@@ -117,8 +117,19 @@ def numbers_in(path: Path) -> Hashes | None:
 
 def binding(known: Sequence[Memory], *, all_: bool) -> Hashes:
     """The prompts that bind, sorted: of all such files, or of those alone that are named in the settings."""
-    numbers = [memory.asked_H for memory in known if memory.binds and (all_ or memory.named)]
-    return once(np.concatenate([np.zeros(0, dtype=np.uint64), *numbers]))
+    return once(np.concatenate([np.zeros(0, np.uint64), *(each.asked_H for each in of_those(known, all_=all_))]))
+
+
+def of_those(known: Sequence[Memory], *, all_: bool) -> list[Memory]:
+    """The files that bind."""
+    return [memory for memory in known if memory.binds and (all_ or memory.named)]
+
+
+def bound(known: Sequence[Memory], asked_N: Hashes, *, all_: bool) -> dict[str, Any] | None:
+    """The files that bind and how many prompts of theirs are here, as `summary.json` has it; None without any."""
+    files, prompts = of_those(known, all_=all_), once(asked_N)
+    found = int(among(prompts, binding(known, all_=all_)).sum())
+    return {"prompts": found, "files": [each.about(prompts) for each in files]} if files else None
 
 
 def held_before(asked_N: Hashes, known: Sequence[Memory], *, run: Path) -> list[Finding]:

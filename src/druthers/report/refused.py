@@ -101,6 +101,23 @@ def reason(code: str, n: int, files: DataFiles, *, scale: Scale, rows: int) -> R
     return Reason(fitted(code, 80), fitted(title, 120), remedy, wording.count(n), share, picture, examples)
 
 
+def unpaired(files: DataFiles) -> list[tuple[str, str, str]]:
+    """Title, count and remedy of the comparisons that gave no pair where others of their prompt did."""
+    counts = branch(branch(files.summary, "graded"), "unpaired")
+    return [(title_of(code), f"{n:,}", REASONS.get(code, ("", ELSE))[1]) for code, n in by_count(counts)]
+
+
+def by_count(counts: Tree) -> list[tuple[str, int]]:
+    """Codes with their counts, the most frequent first."""
+    found = [(str(code), n) for code, n in counts.items() if isinstance(n, int) and n > 0]
+    return sorted(found, key=lambda one: (-one[1], one[0]))
+
+
+def title_of(code: str) -> str:
+    """The title of a reason."""
+    return fitted(REASONS.get(code, (wording.capital(code.replace("_", " ")), ""))[0], 120)
+
+
 def example(line: Tree) -> Example:
     """A line of rejected.jsonl as it is printed."""
     row = branch(line, "row")
