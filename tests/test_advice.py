@@ -21,7 +21,7 @@ from druthers.records import Advice, Finding, Limits
 from druthers.stats import Interval
 
 IDS = (
-    *("D1.duplicate", "D1.near", "D1.leak", "D1.semantic", "D2.contradiction", "D2.cycles"),
+    *("D1.duplicate", "D1.near", "D1.leak", "D1.response_leak", "D1.semantic", "D2.contradiction", "D2.cycles"),
     *("D3.alpha", "D3.noise", "D3.annotator", "D4.position", "D4.length", "D4.markdown", "D4.refusal"),
     *("D5.shortcut", "D6.noise", "D7.effective", "D7.crowded", "D8.coverage", "D8.shift", "D8.diversity"),
     *("D9.ches", "D9.edit", "D10.stuck", "D10.ranked", "D11.chosen", "D11.both_bad", "D12.onpolicy"),
@@ -124,6 +124,7 @@ CASES: dict[str, tuple[Evidence, Evidence]] = {
     "A1.unknown": (without(HEALTHY, "D1.leak"), HEALTHY),
     # clean
     "A2.leak": (bad("D1.leak", "warn"), near("D1.leak")),
+    "A2.responses": (bad("D1.response_leak", "warn"), near("D1.response_leak")),
     "A2.duplicates": (bad("D1.semantic", "warn"), near("D1.semantic")),
     "A2.contradictions": (bad("D2.cycles", "warn"), near("D2.cycles")),
     "A2.agreement": (bad("D3.alpha", "warn", slice={"criterion": "tone"}), near("D3.alpha")),

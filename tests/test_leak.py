@@ -77,8 +77,11 @@ def test_the_finding_counts_held_out_pairs_and_warns_where_they_are_many() -> No
     train = [pair(200 + i, one.chosen[0].content, "no") for i, one in enumerate(held[:20])]
     mask = np.arange(120) < 100
     about = known([*held, *train])
-    told = leaking(about, quoted(about, train=~mask, heldout=mask), heldout=mask, rows=None)
+    told = leaking(quoted(about, train=~mask, heldout=mask), heldout=mask, rows=None)
     assert (told.status, told.value, told.n) == ("warn", 0.2, 100)
+    assert (told.low, told.high, told.uncertain) == (0.2, 0.2, False)
+    none = leaking(np.zeros((0, 2), dtype=np.int64), heldout=mask, rows=None)
+    assert (none.status, none.value, none.uncertain, none.action) == ("pass", 0, False, "")
     assert told.text.startswith("20 of 100 held-out pairs have a response")
 
 

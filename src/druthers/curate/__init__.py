@@ -181,7 +181,7 @@ def _inspect(sides: Sides, facts: Facts, desk: Desk, known: Sequence[Memory], *,
     )
     pairs_E2 = leak.quoted(facts, train=sides.train, heldout=sides.heldout)
     seen = seen.with_lines("D1.response_leak", quoted_lines(pairs_E2, facts, desk.shelf))
-    told = [leak.leaking(facts, pairs_E2, heldout=sides.heldout, rows=seen.rows("D1.response_leak"))]
+    told = [leak.leaking(pairs_E2, heldout=sides.heldout, rows=seen.rows("D1.response_leak"))]
     seen = replace(seen, findings=[*told, *seen.findings])
     if beside is not None:
         told = held_before(facts.asked_B[sides.train], known, run=beside)

@@ -325,6 +325,16 @@ CLEAN = Question(
             sources=("default",),
         ),
         Rule(
+            id="A2.responses",
+            fires="D1.response_leak is at warning or failure",
+            when=lambda e: e.bad("D1.response_leak"),
+            answer="No: held-out responses are trained on under other prompts.",
+            because="Held-out numbers would tell in part how well they are remembered. Hold out other pairs, or leave "
+            "the training pairs that have them out.",
+            needs=("D1.response_leak",),
+            sources=("default",),
+        ),
+        Rule(
             id="A2.duplicates",
             fires="D1.duplicate, D1.near or D1.semantic is at warning or failure",
             when=lambda e: e.bad("D1.duplicate", "D1.near", "D1.semantic"),
