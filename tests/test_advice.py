@@ -21,7 +21,8 @@ from druthers.records import Advice, Finding, Limits
 from druthers.stats import Interval
 
 IDS = (
-    *("D1.duplicate", "D1.near", "D1.leak", "D1.held_before", "D1.semantic", "D2.contradiction"),
+    *("D1.duplicate", "D1.near", "D1.leak", "D1.held_before", "D1.response_leak", "D1.semantic"),
+    *("D2.contradiction", "D2.cycles"),
     *("D3.alpha", "D3.noise", "D3.annotator", "D4.position", "D4.length", "D4.markdown", "D4.refusal"),
     *("D5.shortcut", "D6.noise", "D6.suspects", "D6.gold", "D7.effective", "D7.prompts", "D7.crowded"),
     *("D8.coverage", "D8.shift", "D8.diversity", "D9.ches", "D9.edit", "D10.stuck", "D10.ranked"),
@@ -119,6 +120,7 @@ CASES: dict[str, tuple[Evidence, Evidence]] = {
     "A1.unknown": (without(HEALTHY, "D1.leak"), HEALTHY),
     # clean
     "A2.leak": (bad("D1.held_before", "warn"), near("D1.held_before")),
+    "A2.responses": (bad("D1.response_leak", "warn"), near("D1.response_leak")),
     "A2.duplicates": (bad("D1.semantic", "warn"), near("D1.semantic")),
     "A2.contradictions": (bad("D2.contradiction", "warn"), near("D2.contradiction")),
     "A2.agreement": (bad("D3.alpha", "warn", slice={"criterion": "tone"}), near("D3.alpha")),

@@ -324,8 +324,11 @@ def inspect(
         typer.Option("--prompts", help="Prompts that users asked, a JSON object a line: what the data should cover."),
     ] = None,
     encoder: Annotated[
-        str, typer.Option("--encoder", help="What embeds texts: the packaged one, a folder, a hub id, or lexical.")
-    ] = "default",
+        str | None,
+        typer.Option(
+            "--encoder", help="What embeds texts: a folder, a hub id, or lexical; else the run's data.encoder."
+        ),
+    ] = None,
     most: Annotated[
         int, typer.Option("--most", min=20, help="Pairs at most that are looked at, a tenth of them by the model.")
     ] = 1500,

@@ -112,18 +112,18 @@ def count_pairs(run: Run, *, bars: Bars) -> Census | None:
     return counted
 
 
-WHOLE = {"train": "criterion", "heldout": "group"}
-"""On each side, with which key a pair has to be read with its texts to be counted."""
+WHOLE = {"train": ("criterion", "group"), "heldout": ("group",)}
+"""On each side, with which keys a pair has to be read with its texts to be counted."""
 
 
-def graded_of(run: Run, name: str, *, whole: str) -> Iterator[Mapping[str, Any]]:
+def graded_of(run: Run, name: str, *, whole: Sequence[str]) -> Iterator[Mapping[str, Any]]:
     """The rows of a file of pairs, without their texts where `census.grades` can do so; none where it is missing."""
     path = run.folder / name
     if not path.is_file():
         return
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            row = grades(line, whole=(whole,))
+            row = grades(line, whole=whole)
             yield storage.row_of(f"{path}:{number}", line) if row is None else row
 
 

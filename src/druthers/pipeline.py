@@ -134,6 +134,10 @@ def curate_stage(run: Run, settings: Settings, *, screen: Screen) -> dict[str, A
     )
     for reason, count in sorted(found["rejected"].items()):
         screen.say(f"  {count:,} {reason.replace('_', ' ')} (data/rejected.jsonl says why)")
+    for reason, count in sorted(((found.get("graded") or {}).get("unpaired") or {}).items()):
+        screen.say(f"  {count:,} comparisons gave no pair: {reason.replace('_', ' ')} (data/unpaired.jsonl has them)")
+    if again := (found.get("held_before") or {}).get("prompts"):
+        screen.say(f"  {again:,} prompts kept out of training, as they were held out before (data.held_before)")
     if sum(found["cut"].values()):
         cut = f"{found['cut']['chosen']:,} chosen, {found['cut']['rejected']:,} rejected responses"
         screen.say(f"  cut to {settings.data.max_response} tokens: {cut}")
@@ -141,7 +145,7 @@ def curate_stage(run: Run, settings: Settings, *, screen: Screen) -> dict[str, A
 
 
 def inspect_stage(
-    run: Run, settings: Settings, *, prompts: str | None, encoder: str, most: int, screen: Screen
+    run: Run, settings: Settings, *, prompts: str | None, encoder: str | None, most: int, screen: Screen
 ) -> dict[str, Any]:
     """Quality that takes embeddings or the model, in data/quality.json, its page and the card.
 
@@ -158,7 +162,7 @@ def inspect_stage(
         data,
         settings,
         loaded=loaded,
-        encoder=encoder,
+        encoder=encoder or settings.data.encoder,
         prompts=prompts,
         rubric=rubric,
         outcomes=final_outcomes(run),

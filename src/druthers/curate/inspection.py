@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,14 @@ class Inspection:
     def verdict(self) -> str:
         """That of the worst finding."""
         return worst(self.findings)
+
+    def with_lines(self, name: str, lines: list[bytes]) -> Inspection:
+        """With a file about a finding, where there is something to say."""
+        return replace(self, lines={**self.lines, name: lines}) if lines else self
+
+    def rows(self, name: str) -> Rows | None:
+        """Where the lines about a finding will stand."""
+        return Rows(file=f"findings/{name}.jsonl", count=len(self.lines[name])) if name in self.lines else None
 
     def as_dict(self) -> dict[str, Any]:
         """As it is written to `quality.json`."""

@@ -51,8 +51,8 @@ class Desk:
     """What reading takes, and where what is read goes.
 
     `most` are the rows that are read of each source of training pairs, None for all. `gold` are the gold items, where
-    there are any. `judged` are the opinions of the
-    held-out part and of the rest, where they hold any, and `forms` those of the sources of the rest.
+    there are any, `looked_at` ids of pairs whose personal data stays. `judged` are the opinions of the held-out part
+    and of the rest, where they hold any, and `forms` those of the sources of the rest.
     """
 
     settings: Settings
@@ -64,6 +64,7 @@ class Desk:
     most: int | None
     tell: Callable[[int], None]
     gold: Gold | None = None
+    looked_at: frozenset[str] = frozenset()
     judged: list[Judged] = field(default_factory=list)
     forms: list[Form] = field(default_factory=list)
 
@@ -105,7 +106,8 @@ class Desk:
 
     def reader(self, importer: Importer, shared: Hashes) -> Reader:
         """What reads the rows of one form."""
-        return Reader(importer, self.tokenizer, self.settings.seed, shared, self.settings.data.personal)
+        personal = self.settings.data.personal
+        return Reader(importer, self.tokenizer, self.settings.seed, shared, personal, self.looked_at)
 
     def put(self, work: Iterable[Job], reader: Reader, *, workers: int) -> None:
         """What is read goes to the shelf, what is refused into the books."""
@@ -133,7 +135,7 @@ class Desk:
             )
             refused = sum(ledger.reasons.values()) - refused
             assert ledger.rows - rows == found.rows + refused, "a row was lost"
-            tally = Tally(policy)
+            tally = Tally(policy, into=ledger.unpaired)
             with found.placing():
                 known = survey(found.items, policy, seed=self.settings.seed)
                 yield from pooling.pairs(found, policy, known, tally, gold=self.gold)

@@ -322,6 +322,16 @@ CLEAN = Question(
             sources=("default",),
         ),
         Rule(
+            id="A2.responses",
+            fires="D1.response_leak is at warning or failure",
+            when=lambda e: e.bad("D1.response_leak"),
+            answer="No: held-out responses are trained on under other prompts.",
+            because="Held-out numbers would tell in part how well they are remembered. Hold out other pairs, or leave "
+            "the training pairs that have them out.",
+            needs=("D1.response_leak",),
+            sources=("default",),
+        ),
+        Rule(
             id="A2.duplicates",
             fires="D1.near or D1.semantic is at warning or failure",
             when=lambda e: e.bad("D1.near", "D1.semantic"),
@@ -333,11 +343,11 @@ CLEAN = Question(
         ),
         Rule(
             id="A2.contradictions",
-            fires="D2.contradiction is at warning or failure",
-            when=lambda e: e.bad("D2.contradiction"),
+            fires="D2.contradiction or D2.cycles is at warning or failure",
+            when=lambda e: e.bad("D2.contradiction", "D2.cycles"),
             answer="No: pairs contradict one another; let those prompts be judged again.",
-            because="They were set aside, since of a pair and its opposite the loss learns neither; where that many "
-            "contradict one another, others that were judged once are wrong as well.",
+            because="A pair and its opposite were set aside, since the loss learns neither, and preferences that go in a "
+            "circle fit no reward; where there are that many, others that were judged once are wrong as well.",
             needs=("D2.contradiction", "D3.noise"),
             action=COLLECT,
             sources=("default",),
@@ -660,8 +670,8 @@ NEXT = Question(
         ),
         Rule(
             id="A5.contested",
-            fires="D2.contradiction, D3.alpha or D6.noise is at warning or failure",
-            when=lambda e: e.bad("D2.contradiction", "D3.alpha", "D6.noise"),
+            fires="D2.contradiction, D2.cycles, D3.alpha or D6.noise is at warning or failure",
+            when=lambda e: e.bad("D2.contradiction", "D2.cycles", "D3.alpha", "D6.noise"),
             answer="More judgements of the contested pairs, by three people or more.",
             because="Of several answers to one question a probability can be made, which the loss can use; a second "
             "answer leaves it open who is right.",

@@ -81,6 +81,7 @@ def view(files: DataFiles) -> dict[str, Any]:
         "unshown": max(0, len(files.findings) - len(found)),
         "advice": advice(files, found),
         "reasons": refused.reasons(files),
+        "unpaired": refused.unpaired(files),
         "disagreement": refused.disagreement(files),
         "lengths": lengths(files),
         "charts": [figure for name, figure in charts if not name.startswith(COVERAGE)],

@@ -55,6 +55,7 @@ MEASURES = {
     "pii": "personal data",
     "position": "order of showing",
     "prompts": "effective number of prompts",
+    "response_leak": "held-out responses that are trained on",
     "ranked": "pairs the model ranks right already",
     "semantic": "prompts that mean the same",
     "shift": "what is asked more often than trained on",

@@ -12,7 +12,7 @@ from druthers.report import findings as of_findings
 from druthers.report import wording
 from druthers.report.dataset import findings, listed
 from druthers.report.reading import branch, number, text
-from druthers.report.refused import BEYOND, REASONS
+from druthers.report.refused import BEYOND, REASONS, by_count, title_of
 
 WIDTH, NARROWEST, WIDEST = 96, 40, 120
 """Columns of a screen, and the fewest and most that are used of a terminal."""
@@ -125,9 +125,15 @@ def done(summary: Mapping[str, Any]) -> list[str]:
     what = "rows and prompts" if branch(summary, "graded") else f"row{'s' * (total != 1)}"
     beyond, joined = number(summary, BEYOND), number(summary, "joined_turns")
     redacted, left = number(summary, "redacted.pairs"), branch(summary, "ignored_columns")
+    dropped = by_count(branch(branch(summary, "graded"), "unpaired"))
+    listed_ = ", ".join(f"{n:,} {title_of(name).lower()}" for name, n in dropped)
+    many = sum(n for _, n in dropped)
+    before = int(number(summary, "held_before.prompts") or 0)
     cut = sum(int(number(summary, f"cut.{side}") or 0) for side in ("chosen", "rejected"))
     return [
         f"{total:,} {what} set aside in data/rejected.jsonl: {', '.join(said)}" if total else "no row was set aside",
+        *([f"{many:,} comparison{'s' * (many != 1)} gave no pair, in data/unpaired.jsonl: {listed_}"] if many else []),
+        *([f"{before:,} prompt{'s' * (before != 1)} kept out of training as held out before"] if before else []),
         *([f"{wording.count(beyond)} rows beyond data.limit"] if beyond else []),
         *([f"{cut:,} response{'s' * (cut != 1)} cut to data.max_response in training"] if cut else []),
         *([f"personal data redacted in {wording.count(redacted)} pairs"] if redacted else []),
