@@ -346,8 +346,8 @@ CLEAN = Question(
             fires="D2.contradiction or D2.cycles is at warning or failure",
             when=lambda e: e.bad("D2.contradiction", "D2.cycles"),
             answer="No: pairs contradict one another; let those prompts be judged again.",
-            because="A pair and its opposite were set aside, since the loss learns neither, and preferences that go in a "
-            "circle fit no reward; where there are that many, others that were judged once are wrong as well.",
+            because="A pair and its opposite were set aside, since the loss learns neither, and preferences that go in "
+            "a circle fit no reward; where there are that many, others that were judged once are wrong as well.",
             needs=("D2.contradiction", "D3.noise"),
             action=COLLECT,
             sources=("default",),
