@@ -468,6 +468,15 @@ def test_what_a_killed_process_left_is_swept_files_and_folders(tmp_path: Path) -
     assert {path.name for path in tmp_path.iterdir()} == {".young.1-2.tmp", ".young.txt.1-2.tmp", ".theirs.tmp"}
 
 
+def test_what_is_read_is_not_replaced(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.jsonl", JSONL)
+    (tmp_path / "b.jsonl").symlink_to(path)
+    storage.check_apart(str(path), tmp_path / "c.jsonl")
+    for out in (path, tmp_path / "b.jsonl"):
+        with pytest.raises(InputError, match="would replace what is read; name another file"):
+            storage.check_apart(str(tmp_path), out)
+
+
 def test_lines_go_on_behind_a_bad_line(tmp_path: Path) -> None:
     path = put(tmp_path / "a.jsonl", b'{"a": 1}\noops \xff\n{"a": 2}\n')
     lines = list(storage.lines(str(path)))
@@ -479,6 +488,7 @@ PAIR = Pair(prompt=user("Q"), chosen=assistant("yes"), rejected=assistant("no"))
 CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"chosne": 1}, "chosne: unknown field; did you mean 'chosen'?"),
     ({"zzz": 1}, "zzz: unknown field; known are id, prompt, chosen, rejected"),
+    ({"chosne": 1, "winner": "a", "b": 1}, "chosne: unknown field, as winner and b; known are id, prompt, chosen"),
     ({"prompt": [{"role": "user", "content": "Q", "nme": "x"}]}, "prompt.0.nme: unknown field; did you mean 'name'?"),
     ({"prompt": [{"role": "user"}]}, "prompt.0.content: missing field; every line needs it"),
     ({"prompt": []}, "prompt: tuple should have at least 1 item"),

@@ -33,6 +33,7 @@ from typing import IO, Any, BinaryIO, Protocol, TypeVar, cast, get_args
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from druthers.kinds import HEAD, JSON_LINES, KINDS, TABLES, Kind, kind_of, named
 from druthers.records import DEEPEST, InputError, Record, check_depth, first_line
@@ -221,13 +222,21 @@ def explain(error: ValidationError, kind: type[BaseModel]) -> str:
     field = ".".join(str(part) for part in fault["loc"])
     prefix = f"{field}: " if field else ""
     if fault["type"] == "extra_forbidden":
-        return f"{prefix}unknown field{offer(str(fault['loc'][-1]), _fields_at(kind, fault['loc'][:-1]))}"
+        known = _fields_at(kind, fault["loc"][:-1])
+        if strange := [str(each["loc"][-1]) for each in faults[1:] if _beside(each, fault)]:
+            return f"{prefix}unknown field, as {' and '.join(strange[:2])}; known are {', '.join(known)}"
+        return f"{prefix}unknown field{offer(str(fault['loc'][-1]), known)}"
     if fault["type"] == "missing":
         return f"{prefix}missing field; every line needs it"
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":
         return prefix + message
     return f"{prefix}{message[0].lower()}{message[1:]}, but it is {_brief(fault['input'])}"
+
+
+def _beside(fault: ErrorDetails, other: ErrorDetails) -> bool:
+    """Whether two faults are unknown fields of one object."""
+    return fault["type"] == other["type"] and fault["loc"][:-1] == other["loc"][:-1]
 
 
 def offer(name: str, known: Iterable[str]) -> str:
@@ -320,6 +329,14 @@ def packaged() -> list[str]:
     """Names of the pair sets that come with druthers."""
     folder = resources.files("druthers") / "data"
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(("_", ".")))
+
+
+def check_apart(source: str, out: str | Path) -> None:
+    """Raises InputError where a file that is to be written is among those that are read."""
+    if "://" in source or not os.path.exists(out):
+        return
+    if any(os.path.samefile(out, file) for file in files(source)):
+        raise InputError(f"{out}: would replace what is read; name another file")
 
 
 def count(path: str) -> int:
