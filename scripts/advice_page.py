@@ -54,10 +54,11 @@ tell.
 `--prompts` writes `Prompt` lines (`prompt`, `group`, `reason`), which `druthers sample` reads. No prompt is made up:
 first those of `data/uncovered.jsonl` (coverage, by `druthers inspect`), then prompts of the data whose pairs contradict
 one another (also where curation set them aside), whose answers were both bad, on which people were torn (p from 0.35 to
-0.65) or tied, whose label is in doubt (rows of D6.noise), and of groups with less than half of an equal share. Each
-stands once, with all its reasons, the most urgent first. *held out* marks a prompt of the held-out side: what is
-collected for it belongs
-there, and `druthers curate` puts it there or refuses it.
+0.65) or tied, whose label is in doubt (D6.suspects), whose chosen answer is poor by the rubric (D11.chosen), which the
+model ranks wrong by far (D10.stuck), and of groups with less than half of an equal share. Each stands once, with all
+its reasons, the most urgent first. *held out* marks a prompt of the held-out side: what is collected for it belongs
+there, and `druthers curate` puts it there or refuses it. `druthers sample` reads pairs as well, and asks each prompt of
+theirs once: that is how fresh answers to the prompts of `data/train.jsonl` are made.
 """
 TAIL_HEAD = """## Papers
 

@@ -21,11 +21,13 @@ from druthers.records import Advice, Finding, Limits
 from druthers.stats import Interval
 
 IDS = (
-    *("D1.duplicate", "D1.near", "D1.leak", "D1.semantic", "D2.contradiction", "D2.cycles"),
+    *("D1.duplicate", "D1.near", "D1.leak", "D1.held_before", "D1.response_leak", "D1.semantic"),
+    *("D2.contradiction", "D2.cycles"),
     *("D3.alpha", "D3.noise", "D3.annotator", "D4.position", "D4.length", "D4.markdown", "D4.refusal"),
-    *("D5.shortcut", "D6.noise", "D7.effective", "D7.crowded", "D8.coverage", "D8.shift", "D8.diversity"),
-    *("D9.ches", "D9.edit", "D10.stuck", "D10.ranked", "D11.chosen", "D11.both_bad", "D12.onpolicy"),
-    *("D12.logprob", "D13.cut", "D13.personal", "D13.refusal", "D13.language"),
+    *("D5.shortcut", "D6.noise", "D6.suspects", "D6.gold", "D7.effective", "D7.prompts", "D7.crowded"),
+    *("D8.coverage", "D8.shift", "D8.diversity", "D9.ches", "D9.edit", "D10.stuck", "D10.ranked"),
+    *("D11.chosen", "D11.both_bad", "D12.onpolicy", "D12.logprob", "D12.age"),
+    *("D13.cut", "D13.limit", "D13.personal", "D13.refusal", "D13.language"),
 )
 RULES: dict[str, Rule] = {rule.id: rule for question in QUESTIONS for rule in question.every}
 Status = Literal["pass", "warn", "fail", "undefined"]
@@ -89,11 +91,6 @@ def changed(**values: Any) -> Evidence:
     return replace(HEALTHY, **values)
 
 
-TASTE = (
-    found("D3.alpha", "warn", 0.3),
-    found("D3.alpha", "pass", 0.7, slice={"group": "de"}),
-    found("D3.alpha", "pass", 0.6, slice={"group": "en"}),
-)
 BARE = Evidence()
 RISING = curve(0.60, 0.66, 0.71, 0.75, error=0.003)
 LEVEL = curve(0.70, 0.70, 0.70, error=0.002)
@@ -101,19 +98,18 @@ VAGUE = curve(0.60, 0.66, 0.70, error=0.03)
 
 CASES: dict[str, tuple[Evidence, Evidence]] = {
     # method: what fires, and what is just beside it
-    "A1.leak-first": (bad("D1.leak"), bad("D1.leak", "warn")),
     "A1.thumbs": (changed(unpaired=20_000), changed(unpaired=19_999)),
     "A1.taste": (
-        with_findings(HEALTHY, *TASTE),
-        with_findings(HEALTHY, *TASTE[:2], found("D3.alpha", "warn", 0.31, slice={"group": "en"})),
+        with_findings(changed(tastes=share(0.36)), found("D3.noise", value=0.2)),
+        with_findings(changed(tastes=share(0.34)), found("D3.noise", value=0.2)),
     ),
     "A1.guidelines-first": (bad("D3.alpha", value=0.1), bad("D3.alpha", "warn", 0.3)),
     "A1.ties-first": (changed(ties=share(0.55)), changed(ties=share(0.51))),
-    "A1.chosen-first": (bad("D11.chosen"), bad("D11.chosen", "warn")),
+    "A1.chosen-first": (bad("D11.chosen", "warn", 0.52), bad("D11.chosen", "warn", 0.505)),
     "A1.criteria": (changed(conflicts=share(0.25)), changed(conflicts=share(0.21))),
     "A1.sft-first": (bad("D12.logprob", "pass", -3.0), bad("D12.logprob", "pass", -2.505)),
-    "A1.online": (changed(rounds=2, rubric=True), changed(rounds=1, rubric=True)),
-    "A1.rounds": (changed(rounds=2), changed(rounds=2, rubric=True)),
+    "A1.online": (changed(rounds=2, rubric="house.toml"), changed(rounds=1, rubric="house.toml")),
+    "A1.rounds": (changed(rounds=2), changed(rounds=2, rubric="house.toml")),
     "A1.few": (changed(prompts=FEW_PROMPTS - 1), changed(prompts=FEW_PROMPTS)),
     "A1.groups": (
         changed(groups={"de": Group(1000, 1500), "en": Group(4000, 1500)}),
@@ -123,14 +119,15 @@ CASES: dict[str, tuple[Evidence, Evidence]] = {
     "A1.dpo": (HEALTHY, without(HEALTHY, "D12.logprob")),
     "A1.unknown": (without(HEALTHY, "D1.leak"), HEALTHY),
     # clean
-    "A2.leak": (bad("D1.leak", "warn"), near("D1.leak")),
+    "A2.leak": (bad("D1.held_before", "warn"), near("D1.held_before")),
+    "A2.responses": (bad("D1.response_leak", "warn"), near("D1.response_leak")),
     "A2.duplicates": (bad("D1.semantic", "warn"), near("D1.semantic")),
-    "A2.contradictions": (bad("D2.cycles", "warn"), near("D2.cycles")),
+    "A2.contradictions": (bad("D2.contradiction", "warn"), near("D2.contradiction")),
     "A2.agreement": (bad("D3.alpha", "warn", slice={"criterion": "tone"}), near("D3.alpha")),
     "A2.noise": (bad("D6.noise", "warn"), near("D6.noise")),
-    "A2.annotators": (bad("D3.annotator", "warn", slice={"annotator": "ann"}), near("D3.annotator")),
+    "A2.annotators": (bad("D6.gold", "warn", slice={"annotator": "ann"}), bad("D6.gold", "warn")),
     "A2.position": (bad("D4.position", "warn"), bad("D4.length", "warn")),
-    "A2.chosen": (bad("D11.both_bad", "warn"), near("D11.both_bad")),
+    "A2.chosen": (bad("D11.chosen", "warn"), near("D11.chosen")),
     "A2.personal": (bad("D13.personal", "warn"), near("D13.personal")),
     "A2.language": (bad("D13.language", "warn"), near("D13.language")),
     "A2.undecided": (
@@ -141,11 +138,12 @@ CASES: dict[str, tuple[Evidence, Evidence]] = {
     "A2.unknown": (without(HEALTHY, "D1.near", "D1.duplicate"), without(HEALTHY, "D1.near")),
     # enough
     "A3h.short": (changed(heldout_prompts=HEALTHY.accuracy_needs - 1), changed(heldout_prompts=HEALTHY.accuracy_needs)),
-    "A3h.asked": (changed(rubric=True, asked=782), changed(rubric=True, asked=783)),
+    "A3h.asked": (changed(rubric="house.toml", asked=782), changed(rubric="house.toml", asked=783)),
     "A3h.enough": (changed(heldout_prompts=HEALTHY.accuracy_needs), changed(heldout_prompts=5)),
     "A3h.unknown": (changed(heldout_prompts=None), HEALTHY),
     "A3p.few": (changed(prompts=FEW_PROMPTS - 1), changed(prompts=FEW_PROMPTS)),
-    "A3p.crowded": (bad("D7.crowded", "warn"), near("D7.crowded")),
+    "A3p.crowded": (bad("D7.prompts", "warn"), near("D7.prompts")),
+    "A3p.uneven": (bad("D7.effective", "warn"), near("D7.effective")),
     "A3p.spread": (HEALTHY, without(HEALTHY, "D7.effective")),
     "A3p.unknown": (without(HEALTHY, "D7.effective"), HEALTHY),
     "A3g.short": (changed(groups={"de": Group(2400, 900)}), changed(groups={"de": Group(2400, 1000)})),
@@ -162,7 +160,6 @@ CASES: dict[str, tuple[Evidence, Evidence]] = {
     "A4.unknown": (HEALTHY, changed(curve=LEVEL)),
     # next
     "A5.coverage": (bad("D8.shift", "warn"), near("D8.shift")),
-    "A5.diversity": (bad("D8.diversity", "warn"), near("D8.diversity")),
     "A5.candidates": (changed(ties=share(0.55)), changed(ties=share(0.51))),
     "A5.contested": (bad("D2.contradiction", "warn"), near("D2.contradiction")),
     "A5.groups": (
@@ -170,13 +167,13 @@ CASES: dict[str, tuple[Evidence, Evidence]] = {
         changed(groups={"de": Group(1250, 1500), "en": Group(3750, 1500)}),
     ),
     "A5.fresh": (bad("D12.onpolicy", "warn"), near("D12.onpolicy")),
+    "A5.old": (bad("D12.age", "warn"), near("D12.age")),
     "A5.flips": (bad("D10.stuck", "warn"), near("D10.stuck")),
     "A5.heldout": (changed(heldout_prompts=700), HEALTHY),
     "A5.nothing": (HEALTHY, without(HEALTHY, "D8.coverage")),
     "A5.unknown": (without(HEALTHY, "D8.coverage"), HEALTHY),
     # besides
     "A6.length": (bad("D4.length", "warn"), near("D4.length")),
-    "A6.longer": (without(changed(longer=0.61), "D4.length"), changed(longer=0.61)),
     "A6.format": (bad("D4.markdown", "warn"), near("D4.markdown")),
     "A6.refusal": (bad("D4.refusal", "warn"), near("D4.refusal")),
     "A6.shortcut": (bad("D5.shortcut", "warn"), near("D5.shortcut")),
@@ -191,8 +188,9 @@ CASES: dict[str, tuple[Evidence, Evidence]] = {
         changed(accuracy=share(0.6), won=share(0.51)),
         changed(accuracy=share(0.6), won=share(0.53)),
     ),
-    "A7.refusal": (bad("D13.refusal", "warn"), near("D13.refusal")),
+    "A7.refusal": (bad("D4.refusal", "warn"), near("D4.refusal")),
     "A7.cut": (changed(cut=(0.0, 0.011)), changed(cut=(0.01, 0.01))),
+    "A7.unfinished": (bad("D13.cut", "warn"), near("D13.cut")),
     "A7.personal": (bad("D13.personal", "warn"), near("D13.personal")),
     "A7.nothing": (HEALTHY, without(HEALTHY, "D9.ches")),
     "A7.unknown": (without(HEALTHY, "D13.refusal"), HEALTHY),
@@ -244,7 +242,7 @@ def test_with_nothing_known_every_question_says_what_it_takes() -> None:
 def test_a_rule_that_fires_beside_missing_evidence_says_what_was_not_checked() -> None:
     method = answers(without(changed(graded=5000), "D1.leak"))[0]
     assert method.rule == "A1.graded"
-    assert method.missing == ("D1.leak",)
+    assert method.missing == ("leaks (D1.leak)",)
 
 
 def test_healthy_data_is_told_to_train_by_dpo() -> None:
@@ -255,19 +253,27 @@ def test_what_could_not_be_measured_is_said_with_its_reason() -> None:
     found_ = with_findings(HEALTHY, found("D12.logprob", "undefined", None))
     method = answers(found_)[0]
     assert method.rule == "A1.unknown"
-    assert method.missing == ("D12.logprob (nobody looked)",)
-
-
-def test_its_own_limits_decide_about_the_log_prob_where_it_has_some() -> None:
-    limits = Limits(warn=-4.0, bad="below")
-    assert "A1.sft-first" not in fired(bad("D12.logprob", "pass", -3.0, limits=limits))
-    assert "A1.sft-first" in fired(bad("D12.logprob", "warn", -5.0, limits=limits))
+    assert method.missing == ("how likely the chosen answers are to the model (D12.logprob: nobody looked)",)
 
 
 def test_worse_things_come_before_finer_ones() -> None:
-    both = with_findings(changed(prompts=10, ties=share(0.9), graded=5000), found("D1.leak", "fail"))
-    assert answers(both)[0].rule == "A1.leak-first"
-    assert answers(without(both, "D1.leak"))[0].rule == "A1.ties-first"
+    both = with_findings(changed(prompts=10, ties=share(0.9), graded=5000), found("D3.alpha", "fail"))
+    assert answers(both)[0].rule == "A1.guidelines-first"
+    assert answers(without(both, "D3.alpha"))[0].rule == "A1.ties-first"
+
+
+def test_of_several_criteria_the_overall_one_decides() -> None:
+    def alpha(criterion: str, status: Status, metric: str = "nominal") -> Finding:
+        return found("D3.alpha", status, slice={"criterion": criterion, "metric": metric})
+
+    fine = with_findings(HEALTHY, alpha("tone", "fail"), alpha("overall", "pass"), alpha("overall", "fail", "ordinal"))
+    assert not fine.fails("D3.alpha")
+    assert with_findings(HEALTHY, alpha("tone", "fail"), alpha("truth", "pass")).fails("D3.alpha")
+
+
+def test_a_win_rate_asks_for_a_count_that_is_one() -> None:
+    action = {a.rule: a.action for a in answers(changed(rubric="house.toml", improvement=0.01, heldout_prompts=30_000))}
+    assert action["A3h.asked"].endswith("evaluate.count=19620")
 
 
 def test_noise_takes_more_held_out_prompts_and_ties_fewer() -> None:
@@ -324,8 +330,10 @@ def test_an_action_names_commands_that_exist(rule: Rule) -> None:
 
 def test_the_ids_that_inspect_makes_are_those_the_rules_read() -> None:
     """Of what takes embeddings or the model; what it makes beyond them is there to be read by people alone."""
-    of_inspect = {name for name in IDS if name in examination.IDS or name.startswith(("D6.", "D8.", "D9.", "D10."))}
-    assert of_inspect | {"D11.chosen", "D12.logprob", "D12.onpolicy", "D13.language"} <= set(examination.IDS)
+    of_inspect = {name for name in IDS if name in examination.IDS or name.startswith(("D8.", "D9.", "D10."))}
+    assert of_inspect | {"D6.noise", "D11.chosen", "D12.logprob", "D12.onpolicy", "D13.language"} <= set(
+        examination.IDS
+    )
     assert set(advice.OF_INSPECT) <= set(examination.IDS)
 
 

@@ -216,3 +216,18 @@ def test_topics_are_found_and_named() -> None:
     assert names_of(texts, topic, k=6, words=1) == subjects
     assert len(centres(vectors[:3], k=6, seed=1)) == 3
     np.testing.assert_array_equal(centres(np.tile(vectors[:1], (9, 1)), k=4, seed=0)[0], vectors[0])
+
+
+def test_what_was_held_out_elsewhere_takes_its_new_cluster_along_and_leaves_training_where_the_cluster_is_old() -> None:
+    vectors_ND, keys_N = made(40, groups=40, noise=0.0)
+    _, found = module.assign(vectors_ND, keys_N=keys_N)
+    plain_N, ledger = module.deal(vectors_ND, keys_N=keys_N, clusters=found, share=0.2, seed=0)
+    again_N = np.zeros(40, dtype=bool)
+    again_N[np.flatnonzero(plain_N == module.TRAIN)[:5]] = True
+    side_N, _ = module.deal(vectors_ND, keys_N=keys_N, clusters=found, share=0.2, seed=0, again_N=again_N)
+    assert (side_N[again_N] == module.HELDOUT).all()
+    assert (side_N[plain_N == module.HELDOUT] == module.HELDOUT).all()
+    old_N, later = module.deal(vectors_ND, keys_N=keys_N, clusters=ledger, share=0.2, seed=0, again_N=again_N)
+    assert (old_N[again_N] == module.LEFT_OUT).all()
+    assert (old_N[~again_N] == plain_N[~again_N]).all()
+    assert (later.side_M[np.isin(later.key_M, keys_N[again_N])] == module.LEFT_OUT).all()

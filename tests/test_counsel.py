@@ -17,7 +17,7 @@ from druthers import storage
 from druthers.config import load, to_json
 from druthers.counsel import options_of
 from druthers.curate import census
-from druthers.curate.census import Census, Criteria
+from druthers.curate.census import Census, Orders
 from druthers.curate.gaps import Gaps
 from druthers.records import Finding, Pair, Prompt, Rows, assistant, user
 from druthers.stats import Interval
@@ -108,27 +108,27 @@ def answer(called: Called, rule: str) -> dict[str, Any]:
 
 
 def test_without_findings_it_says_what_makes_them(tmp_path: Path) -> None:
-    run = made(tmp_path / "run", train=some(20, "train"), heldout=some(5, "held"))
+    run = made(tmp_path / "run", train=some(200, "train"), heldout=some(5, "held"))
     called = druthers("advise", run, "--json")
     assert "druthers curate" in called.json["quality"]
-    assert "D1.leak" in answer(called, "A2.unknown")["missing"]
+    assert "leaks (D1.leak)" in answer(called, "A2.unknown")["missing"]
     assert "A3h.short" in rules(called)
     unknown = answer(called, "A4.unknown")["action"]
-    assert f"--run {run}-quarter data.limit=5" in unknown
-    assert f"--run {run}-half data.limit=10" in unknown
+    assert f"--run {run}-quarter data.limit=50" in unknown
+    assert f"--run {run}-half data.limit=100" in unknown
     assert unknown.startswith("druthers train --data pairs.jsonl")
     assert f"druthers advise {run} --runs {run}-quarter --runs {run}-half" in unknown
 
 
 def test_findings_are_read_and_said_with_their_numbers(tmp_path: Path) -> None:
-    found = [finding("D1.leak", "fail", 3.0), finding("D8.coverage", "warn", 0.6), finding("D3.noise", "pass", 0.2)]
+    found = [finding("D3.alpha", "fail", 0.1), finding("D8.coverage", "warn", 0.6), finding("D3.noise", "pass", 0.2)]
     run = made(tmp_path / "run", train=some(400, "train"), heldout=some(50, "held"), findings=found)
     called = druthers("advise", run, "--json")
     assert called.json["quality"] == "data/quality.json"
     first = called.json["answers"][0]
-    assert first["rule"] == "A1.leak-first"
-    assert first["evidence"] == ["D1.leak"]
-    assert "[D1.leak: 3 (2.98 to 3.02), n = 400]" in first["why"]
+    assert first["rule"] == "A1.guidelines-first"
+    assert first["evidence"] == ["D3.alpha", "D3.noise"]
+    assert "[D3.alpha: 0.1 (0.08 to 0.12), n = 400]" in first["why"]
     assert "A5.coverage" in rules(called)
     assert "2,178 held-out prompts" in answer(called, "A3h.short")["answer"]
 
@@ -272,7 +272,7 @@ def test_prompts_to_collect_are_ranked_and_each_stands_once_with_its_reasons(tmp
         {"where": "x:3", "reason": "both_bad", "why": "", "row": {"prompt": "bad?", "responses": []}},
         {"where": "x:4", "reason": "tie", "why": "", "row": {"text": "?"}},
     ]
-    noise = finding("D6.noise", "warn", rows={"file": "suspects.jsonl", "count": 1})
+    noise = finding("D6.suspects", "pass", rows={"file": "suspects.jsonl", "count": 1})
     run = made(tmp_path / "run", train=train, heldout=[pair("held?", p=0.45)], findings=[noise], rejected=rejected)
     jsonl(run / "data/suspects.jsonl", [{"id": doubtful.id, "why": "?"}])
     jsonl(run / "data/uncovered.jsonl", [prompt("uncovered?", reason="far from all training prompts"), prompt("tied?")])
@@ -328,18 +328,31 @@ def test_of_one_reason_no_more_are_kept_than_are_wanted_and_the_rest_are_counted
 
 
 def test_criteria_that_disagree_are_counted_by_comparison_whichever_side_is_named_first() -> None:
-    found = Criteria()
+    found = Orders()
     same = pair("same?", criterion="tone")
     for one in (same, pair("same?", criterion="facts"), pair("apart?", criterion="tone")):
-        found.add(one.line(), forward=True)
+        found.add(one.line(), one.criterion, forward=True)
     turned = pair("apart?", criterion="facts").swap()
-    found.add(turned.line(), forward=turned.p > 0.5)
+    found.add(turned.line(), turned.criterion, forward=turned.p > 0.5)
     swapped = Pair(prompt=user("apart?"), chosen=assistant("No."), rejected=assistant("Yes."), criterion="other")
-    found.add(swapped.line(), forward=True)
+    found.add(swapped.line(), swapped.criterion, forward=True)
     conflicts = found.conflicts()
     assert isinstance(conflicts, Interval)
     assert (conflicts.value, conflicts.n) == (0.5, 2)
-    assert Criteria().conflicts() is None
+    assert Orders().conflicts() is None
+
+
+def test_comparisons_on_which_groups_differ_are_counted_within_a_criterion() -> None:
+    counted = Census()
+    sure = {"de": [0.9] * 40, "en": [0.9] * 30 + [0.1] * 10}
+    rows = [pair(f"q{i}?", group=group, p=p) for group, ps in sure.items() for i, p in enumerate(ps)]
+    counted.train(row.line() for row in rows)
+    tastes = counted.tastes.conflicts()
+    assert isinstance(tastes, Interval)
+    assert (tastes.value, tastes.n) == (0.25, 40)
+    other = Census()
+    other.train([pair("q?", group="de", criterion="tone").line(), pair("q?", group="en", criterion="truth").line()])
+    assert other.tastes.conflicts() is None
 
 
 def test_of_very_many_comparisons_a_share_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:

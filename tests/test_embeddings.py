@@ -32,12 +32,19 @@ TEXTS = [
 CORPUS = [*TEXTS, *(f"question number {i} about topic {i % 7} of {i % 5} kinds" for i in range(200))]
 
 
-def encoder_folder(path: Path, *, pooling: str = "mean_tokens", most: int = 64) -> Path:
+def encoder_folder(
+    path: Path, *, pooling: str = "mean_tokens", most: int = 64, width: int = 32, seed: int = 0, spread: float = 0.02
+) -> Path:
     """A two-layer BERT with random weights and the byte tokenizer, as sentence encoders are saved."""
     tiny.tokenizer().save_pretrained(path)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = BertConfig(
-        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+        vocab_size=300,
+        hidden_size=width,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        initializer_range=spread,
     )
     BertModel(config).save_pretrained(path)
     (path / "1_Pooling").mkdir()

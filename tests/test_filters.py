@@ -17,7 +17,7 @@ from druthers import config, storage
 from druthers.blocks import BlockTokenizer
 from druthers.curate import CurateSummary, curate, filters
 from druthers.curate.facts import Facts, Texts, facts, form_of, texts_in
-from druthers.curate.nearness import NEAR
+from druthers.curate.nearness import NEAR, Hashes, candidates
 from druthers.records import Pair, assistant, user
 from tests import tiny
 
@@ -94,13 +94,12 @@ def test_a_contradiction_takes_all_rows_of_its_two_responses_and_no_other(rows: 
 # ---------------------------------------------------------------- prompts
 
 
-def sides(pairs: Sequence[Pair], share: float = 0.3) -> dict[str, bool]:
-    """Whether each prompt is held out."""
-    about = known(pairs)
-    numbers = filters.numbers_of(
-        about,
-        filters.alike(about, lambda i: texts(pairs[i]), least=NEAR, form=form_of([pair.prompt for pair in pairs])),
-    )
+def sides(pairs: Sequence[Pair], share: float = 0.3, form: Hashes | None = None) -> dict[str, bool]:
+    """Whether each prompt is held out; the form is theirs where none is given."""
+    form = form_of([pair.prompt for pair in pairs]) if form is None else form
+    about = facts(pairs, TOKENIZER.tokenize(pairs), seed=0, form=form)
+    found = filters.alike(about, lambda i: texts(pairs[i]), least=NEAR, form=form)
+    numbers = filters.numbers_of(about, found, filters.leaders_of(found))
     return {p.prompt[0].content: bool(n < share * 2**64) for p, n in zip(pairs, numbers.tolist(), strict=True)}
 
 
@@ -129,6 +128,46 @@ def test_rows_added_behind_the_others_move_no_prompt(seed: int, cut: int) -> Non
     pairs = families(seed, 60)
     before, after = sides(pairs[:cut]), sides(pairs)
     assert {prompt: after[prompt] for prompt in before} == before
+
+
+def drawn_from(draw: random.Random, count: int) -> list[Pair]:
+    """Prompts made of few passages, few questions and few exchanged words, so that many share some of each."""
+    passages, questions = ([text(draw, length) for _ in range(3)] for length in (30, 12))
+    made = []
+    for _ in range(count):
+        parts = [draw.choice(passages), draw.choice(questions)] if draw.random() < 0.6 else [text(draw, 20)]
+        parts += [text(draw, draw.choice((0, 3, 40)))]
+        prompt = " ".join(parts)
+        made.append(pair(changed(draw, prompt) if draw.random() < 0.4 else prompt, "yes", "no"))
+    return made
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 40), st.integers(1, 40))
+def test_whatever_is_added_behind_them_no_prompt_changes_its_side(seed: int, before: int, added: int) -> None:
+    pairs = drawn_from(random.Random(seed), before + added)
+    form = form_of([pair.prompt for pair in pairs[:before]])
+    first = sides(pairs[:before], form=form)
+    whole = sides(pairs, form=form)
+    assert {prompt: whole[prompt] for prompt in first} == first
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=6, max_size=6), max_size=25), st.integers(0, 25))
+def test_texts_that_come_later_take_no_candidates_away(rows: list[list[int]], cut: int) -> None:
+    signature_NK = np.array(rows, dtype=np.uint32).reshape(-1, 6)
+    whole = {tuple(two) for two in candidates(signature_NK, least=0.3).tolist()}
+    for two in candidates(signature_NK[:cut], least=0.3).tolist():
+        assert tuple(two) in whole
+
+
+def test_a_passage_binds_the_first_that_have_it_however_many_follow() -> None:
+    draw = random.Random(9)
+    passage = text(draw, 40)
+    pairs = [pair(f"{passage} {text(draw, 60)}", "yes", "no") for _ in range(filters.RARE + 3)]
+    none = np.zeros(0, dtype=np.uint64)
+    about = facts(pairs, TOKENIZER.tokenize(pairs), seed=0, form=none)
+    edges = filters.copied(about, np.arange(len(pairs)), form=none)
+    assert edges.tolist() == [[0, i] for i in range(1, filters.RARE)]
 
 
 def test_a_conversation_goes_with_the_longer_one_it_begins() -> None:

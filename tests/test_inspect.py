@@ -68,10 +68,10 @@ def curated(place: Path, name: str, *settings: str) -> Path:
 
 @pytest.fixture(scope="module")
 def examined(place: Path) -> Path:
-    """A curated run that was inspected with production's prompts."""
-    run = curated(place, "examined")
+    """A curated run that was inspected with production's prompts, by the encoder in its settings."""
+    run = curated(place, "examined", "data.encoder=lexical")
     (run / "before.json").write_bytes((run / "data/quality.json").read_bytes())
-    called = druthers("inspect", run, "--prompts", place / "production.jsonl", *QUICK, "--json")
+    called = druthers("inspect", run, "--prompts", place / "production.jsonl", "--json")
     assert {one["id"] for one in called.json["findings"]} == set(IDS) - {"D10.turned"}
     return run
 

@@ -12,13 +12,13 @@ from druthers import config
 from druthers.doctor import Setting, settings
 
 ROOT = Path(__file__).parents[1]
-MOST_SETTINGS = 50
+MOST_SETTINGS = 52
 OWN = ("loss.", "grade.", "online.", "ppo.", "rloo.")
 """What only some runs read."""
 PAGE = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
 
 
-def test_there_are_at_most_50_settings_besides_those_of_losses_grading_and_online_methods() -> None:
+def test_there_are_at_most_52_settings_besides_those_of_losses_grading_and_online_methods() -> None:
     shared = {key for key in config.known_keys() if not key.startswith(OWN)}
     assert len(shared | {"loss.name"}) <= MOST_SETTINGS
 

@@ -20,6 +20,8 @@ from druthers import config, storage
 from druthers.curate import CurateSummary, curate, gather, intake, pooling
 from druthers.curate.grading import UNMADE
 from druthers.records import InputError, Pair
+from druthers.report import write_data_page
+from druthers.report.screen import done
 from druthers.run import sweep
 from tests import tiny
 
@@ -104,6 +106,36 @@ def test_ties_are_kept_where_the_policy_says_so_and_the_version_tells(tmp_path: 
     assert two.graded is not None
     assert one.graded["policy"] != two.graded["policy"]
     assert (two.kept, one.kept) == (41, 40)
+
+
+def unpaired_in(out: Path) -> Counter[str]:
+    path = out / "unpaired.jsonl"
+    return Counter(line["reason"] for line in lines(path)) if path.exists() else Counter()
+
+
+def test_comparisons_that_gave_no_pair_beside_others_of_their_prompt_are_a_file_and_are_told(tmp_path: Path) -> None:
+    texts = ["Plum.", "Fig.", "Carrot.", " "]
+    rows = [{"prompt": f"Fruit {i}?", "responses": texts, "ranks": [1, 1, 3, 4]} for i in range(20)]
+    rows += [{"prompt": "All alike?", "responses": texts[:2], "ranks": [1, 1]}]
+    path = put(tmp_path / "a.jsonl", rows)
+    summary = run(path, tmp_path / "data")
+    assert summary.graded is not None
+    assert summary.graded["unpaired"] == unpaired_in(tmp_path / "data") == {"empty": 60, "tie": 20}
+    assert summary.graded["reasons"] == {"empty": 60, "tie": 21}
+    assert summary.rejected == {"tie": 1}
+    line = next(line for line in lines(tmp_path / "data" / "unpaired.jsonl") if line["reason"] == "tie")
+    assert (line["where"], line["why"]) == (f"{path}:1", UNMADE["tie"])
+    assert [response["content"] for response in line["responses"]] == ["Plum.", "Fig."]
+    assert line["prompt"] == [{"role": "user", "content": "Fruit 0?"}]
+    assert "80 comparisons gave no pair, in data/unpaired.jsonl: 60 judged against nothing, 20 tied" in done(
+        json.loads((tmp_path / "data" / "summary.json").read_text("utf-8"))
+    )
+    page = write_data_page(tmp_path).read_text("utf-8")
+    assert "<li><b>Tied</b>: 20. grade.ties=soft keeps ties" in page
+    run(path, tmp_path / "data", grade__ties="soft", grade__pairs="best-worst")
+    assert unpaired_in(tmp_path / "data") == {"empty": 60}
+    run(put(tmp_path / "a.jsonl", FRUIT), tmp_path / "data")
+    assert not (tmp_path / "data" / "unpaired.jsonl").exists()
 
 
 def test_a_table_of_ratings_gives_pairs_of_all_responses_to_a_prompt_that_weigh_one_together(tmp_path: Path) -> None:
@@ -357,6 +389,8 @@ def test_whatever_is_said_nothing_is_lost(tmp_path: Path, said: Sequence[tuple[s
     left = summary.train + summary.heldout + sum(summary.rejected.values()) + summary.beyond_limit
     assert left == made["pairs"] + made["unmade"] + read
     assert made["comparisons"] == made["pairs"] + sum(made["reasons"].values())
+    assert unpaired_in(tmp_path / "data") == made["unpaired"]
+    assert all(count <= made["reasons"][reason] for reason, count in made["unpaired"].items())
     assert summary.rows == len(FRUIT) + len(rows)
 
 

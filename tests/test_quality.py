@@ -300,7 +300,9 @@ def test_ties_count_for_nothing_however_many_they_are() -> None:
     )
     told = margin.findings(margin.information([0.5] * 9, [0] * 9, [1] * 9, range(9)))
     assert (only(told, "D7.effective").value, only(told, "D7.effective").status) == (0.0, "warn")
-    assert only(told, "D7.prompts").undefined == "every pair is a tie or has no weight"
+    assert only(told, "D7.prompts").value == pytest.approx(1.0)
+    nothing = margin.findings(margin.information([1.0] * 9, [0] * 9, [0] * 9, range(9)))
+    assert only(nothing, "D7.prompts").undefined == "every weight is 0"
 
 
 @pytest.mark.parametrize("p", [0.51, 0.8, 1.0, 0.0])
@@ -430,7 +432,7 @@ def test_every_fault_has_its_finding() -> None:
     assert told["D13.empty"].status == "fail"
     assert told["D13.refusal"].value == 100
     assert "1 mail" in told["D13.personal"].text
-    assert "and 1 prompts" in told["D13.template"].text
+    assert told["D13.template"].text == "1 answer and 1 prompt hold tokens of a chat template."
     assert (told["D13.template"].value, told["D13.template"].n, told["D13.empty"].value) == (2, 18, 2)
     nothing = hygiene.check(clean, clean, range(6), refused=(clean, clean))
     assert {one.status for one in hygiene.findings(nothing)} == {"pass"}

@@ -91,10 +91,20 @@ class DataSettings(Section):
         None, description="preferences never trained on; when unset, a share of the prompts is held out"
     )
     heldout_share: float = Field(0.1, gt=0, lt=1, description="share of prompts held out when `heldout` is unset")
+    held_before: str | tuple[str, ...] = Field(
+        "auto",
+        description="prompts that were held out once and are not trained on: of heldout-prompts.txt files or runs, one "
+        "or a list; 'auto': of the runs beside this one with the same seed (with `heldout`, a finding only); 'none'",
+    )
     clusters: str | None = Field(
         None,
         description="a file of prompts by what they mean, made where it is missing and added to: those that say nearly "
         "the same land on one side, and stay there in later curations with the same file",
+    )
+    encoder: str = Field(
+        "default",
+        description="what embeds texts for `clusters` and `druthers inspect`: 'default' (all-MiniLM-L6-v2), a folder "
+        "or hub id of a sentence encoder, or 'lexical' (by wording, without weights; not for `clusters`)",
     )
     format: Literal["auto"] | Form = Field("auto", description="form of the rows; 'auto' detects and says")
     columns: dict[str, str] = Field(
@@ -111,7 +121,9 @@ class DataSettings(Section):
         "pairs are set aside",
     )
     keep: str | None = Field(
-        None, description="lines of a rejected.jsonl whose pairs are put back: no filter sets them aside again"
+        None,
+        description="lines of a rejected.jsonl whose pairs are put back: no filter sets them aside again, but for what "
+        "keeps the sides apart",
     )
     limit: int | None = Field(None, ge=1, description="use only the first N training pairs")
     least_margin: float = Field(
@@ -122,7 +134,15 @@ class DataSettings(Section):
         512, ge=2, description="longest response in tokens; a longer one is cut, its end-of-turn kept, and counted"
     )
 
-    @field_validator("pairs", "heldout")
+    @field_validator("held_before", mode="before")
+    @classmethod
+    def _none_is_a_name_here(cls, value: object) -> object:
+        """On the command line `none` unsets a setting; here it is one of the names."""
+        if isinstance(value, list | tuple) and "none" in value:
+            raise ValueError("'none' stands beside other names; leave it out, or use it alone")
+        return "none" if value is None else value
+
+    @field_validator("pairs", "heldout", "held_before")
     @classmethod
     def _something_is_named(cls, value: object) -> object:
         """An empty list names nothing."""
@@ -402,6 +422,7 @@ def check_text(text: str) -> None:
 
 READ_AGAIN = (
     ("model", "path"),
+    ("data", "encoder"),
     ("evaluate", "prompts"),
     ("evaluate", "rubric"),
     ("online", "reward"),
@@ -414,7 +435,7 @@ def anchored(tree: dict[str, Any]) -> dict[str, Any]:
     for section, key in READ_AGAIN:
         group = tree.get(section)
         value = group.get(key) if isinstance(group, dict) else None
-        if isinstance(value, str) and value not in ("default", *recipe_names()) and os.path.exists(value):
+        if isinstance(value, str) and value not in ("default", "lexical", *recipe_names()) and os.path.exists(value):
             tree[section] = {**tree[section], key: str(Path(value).absolute())}
     return tree
 

@@ -36,6 +36,8 @@ COVERED = "data/uncovered.jsonl"
 SAME = ("run", "threads", "data.limit", "evaluate.")
 """Settings in which runs of one learning curve may differ."""
 EVERY = 4096
+LEAST_TO_HALVE = 100
+"""Training pairs from which on runs on parts of them are worth their time."""
 
 Bar = Callable[[int, int], None]
 Bars = Callable[[str], Bar]
@@ -110,18 +112,18 @@ def count_pairs(run: Run, *, bars: Bars) -> Census | None:
     return counted
 
 
-WHOLE = {"train": "criterion", "heldout": "group"}
-"""On each side, with which key a pair has to be read with its texts to be counted."""
+WHOLE = {"train": ("criterion", "group"), "heldout": ("group",)}
+"""On each side, with which keys a pair has to be read with its texts to be counted."""
 
 
-def graded_of(run: Run, name: str, *, whole: str) -> Iterator[Mapping[str, Any]]:
+def graded_of(run: Run, name: str, *, whole: Sequence[str]) -> Iterator[Mapping[str, Any]]:
     """The rows of a file of pairs, without their texts where `census.grades` can do so; none where it is missing."""
     path = run.folder / name
     if not path.is_file():
         return
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            row = grades(line, whole=(whole,))
+            row = grades(line, whole=whole)
             yield storage.row_of(f"{path}:{number}", line) if row is None else row
 
 
@@ -160,7 +162,9 @@ def evidence_of(
         rounds=rounds,
         options=options,
         fresh=shlex.quote(str(run.folder) + ("-next" if run.has(TRAINING) else "")),
-        rubric=settings.evaluate.rubric is not None,
+        rubric=shlex.quote(settings.evaluate.rubric or "") if settings.evaluate.rubric else "",
+        model=model_of(run, settings),
+        exported=trained(run),
         epochs=settings.train.epochs,
         accuracy=interval_of(run.summary().get("heldout", {}).get("accuracy")),
         won=interval_of(run.summary().get("win_rate")),
@@ -190,12 +194,20 @@ def with_data(evidence: Evidence, summary: dict[str, Any], counted: Census, sett
         graded=counted.graded,
         ties=tied if isinstance(tied, Interval) else None,
         conflicts=counted.criteria.conflicts(),
+        tastes=counted.tastes.conflicts(),
         longer=summary["longer_chosen"],
         cut=(cut["chosen"] / kept, cut["rejected"] / kept),
         groups={
             name: Group(pairs, counted.heldout_groups[name]) for name, pairs in sorted(counted.groups.items()) if name
         },
     )
+
+
+def model_of(run: Run, settings: Settings) -> str:
+    """What `--model` names: the folder for a trained run's model, or the one to be trained; "" for the default."""
+    if trained(run):
+        return shlex.quote(f"{run.folder}-model")
+    return "" if settings.model.path == Settings().model.path else shlex.quote(settings.model.path)
 
 
 def asked(settings: Settings, heldout_prompts: int) -> int:
@@ -233,7 +245,7 @@ def options_of(settings: Settings) -> str:
 
 def smaller_runs(run: Run, options: str, pairs: int) -> str:
     """The commands that train on a quarter, a half and all of the pairs, and ask again."""
-    if pairs < 4:
+    if pairs < LEAST_TO_HALVE:
         return ""
     names = {f"{run.folder}-quarter": pairs // 4, f"{run.folder}-half": pairs // 2}
     train = [f"druthers train {options} --run {shlex.quote(name)} data.limit={n}" for name, n in names.items()]

@@ -29,7 +29,8 @@ def finding(
 ) -> Finding:
     """A number with its verdict; one given without an interval is certain, `n` being what it was counted from.
 
-    `about` is the slice of the data it belongs to. Without limits nothing is judged, and it passes.
+    `about` is the slice of the data it belongs to. Without limits nothing is judged, and it passes; what passes for
+    certain takes no action.
 
     >>> from druthers.stats import wilson
     >>> few = finding("D1.leak", wilson(1, 10), "A prompt leaks.", limits=Limits(warn=0.05, fail=0.2))
@@ -54,6 +55,8 @@ def finding(
         )
     value = found if isinstance(found, Interval) else Interval(float(found), float(found), float(found), n)
     status, uncertain, needed = judged(value, limits) if limits else ("pass", False, None)
+    if limits and status == "pass" and not uncertain:
+        action = ""
     return Finding(
         id=name,
         status=status,
@@ -113,6 +116,17 @@ def worst(findings: list[Finding]) -> Status:
     """
     found = {one.status for one in findings}
     return "fail" if "fail" in found else "warn" if "warn" in found else "pass"
+
+
+def verb(count: int, plural: str) -> str:
+    """What so many things do, given what several do: the first word of it ends in s where it is one.
+
+    >>> verb(1, "go on"), verb(2, "go on"), verb(1, "hold marks"), verb(1, "have none")
+    ('goes on', 'go on', 'holds marks', 'has none')
+    """
+    word, space, rest = plural.partition(" ")
+    single = {"have": "has", "go": "goes", "do": "does", "are": "is"}.get(word, f"{word}s")
+    return plural if count != 1 else f"{single}{space}{rest}"
 
 
 def many(count: int, noun: str) -> str:

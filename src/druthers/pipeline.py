@@ -99,8 +99,11 @@ def timed(run: Run, stage: str, *, since: float) -> None:
     run.update_summary({"seconds": {stage: round(time.monotonic() - since, 1)}})
 
 
-def curate_stage(run: Run, settings: Settings, *, screen: Screen) -> dict[str, Any]:
-    """data/ with both sides, what was refused, summary, quality and card; returns the summary."""
+def curate_stage(run: Run, settings: Settings, *, screen: Screen, told: bool = True) -> dict[str, Any]:
+    """data/ with both sides, what was refused, summary, quality and card; returns the summary.
+
+    What came out is `told` in a few lines, unless whoever calls shows it.
+    """
     if run.changed:
         screen.say(f"  changed since the last session: {'; '.join(run.changed)}")
     check_curated(run)
@@ -128,20 +131,31 @@ def curate_stage(run: Run, settings: Settings, *, screen: Screen) -> dict[str, A
     found = run.json(CURATED)
     rejected = sum(found["rejected"].values())
     run.update_summary({"pairs": {"train": found["train"], "heldout": found["heldout"], "rejected": rejected}})
+    if told:
+        tell_curated(found, settings, screen=screen)
+    return found
+
+
+def tell_curated(found: dict[str, Any], settings: Settings, *, screen: Screen) -> None:
+    """What came out of curation, in a few lines."""
+    rejected = sum(found["rejected"].values())
     screen.say(
         f"{found['train']:,} training pairs, {found['heldout']:,} held out, {rejected:,} set aside "
         f"({found['format']} rows from {storage.listed(settings.data.pairs)})"
     )
     for reason, count in sorted(found["rejected"].items()):
         screen.say(f"  {count:,} {reason.replace('_', ' ')} (data/rejected.jsonl says why)")
+    for reason, count in sorted(((found.get("graded") or {}).get("unpaired") or {}).items()):
+        screen.say(f"  {count:,} comparisons gave no pair: {reason.replace('_', ' ')} (data/unpaired.jsonl has them)")
+    if again := (found.get("held_before") or {}).get("prompts"):
+        screen.say(f"  {again:,} prompts kept out of training, as they were held out before (data.held_before)")
     if sum(found["cut"].values()):
         cut = f"{found['cut']['chosen']:,} chosen, {found['cut']['rejected']:,} rejected responses"
         screen.say(f"  cut to {settings.data.max_response} tokens: {cut}")
-    return found
 
 
 def inspect_stage(
-    run: Run, settings: Settings, *, prompts: str | None, encoder: str, most: int, screen: Screen
+    run: Run, settings: Settings, *, prompts: str | None, encoder: str | None, most: int, screen: Screen
 ) -> dict[str, Any]:
     """Quality that takes embeddings or the model, in data/quality.json, its page and the card.
 
@@ -158,7 +172,7 @@ def inspect_stage(
         data,
         settings,
         loaded=loaded,
-        encoder=encoder,
+        encoder=encoder or settings.data.encoder,
         prompts=prompts,
         rubric=rubric,
         outcomes=final_outcomes(run),
@@ -662,9 +676,10 @@ def sample(
     from druthers.generation import transformers_generator
     from druthers.records import Candidate, Candidates
 
+    storage.check_apart(prompts, out)
     if (best_of > 1) != (reward is not None):
         raise InputError("--best-of N takes --reward, which says what is best, and --reward takes --best-of above 1")
-    asked = list(islice(storage.read(prompts, Prompt), limit))
+    asked = list(islice(prompts_in(prompts), limit))
     loaded = models.load(model)
     score = None if reward is None else rewards.reward_named(reward, device=loaded.device)
 
@@ -691,6 +706,19 @@ def sample(
     return dataclasses.asdict(written) | {"prompts": len(asked), "samples": samples, "model": loaded.name}
 
 
+def prompts_in(path: str) -> Iterator[Prompt]:
+    """The prompts of a file of prompts, or of one of pairs, each once; InputError for a line that is neither."""
+    met: set[str] = set()
+    for where, row in storage.rows(path):
+        if "chosen" not in row:
+            yield storage.parse(row, Prompt, where=where)
+            continue
+        pair = storage.parse(row, Pair, where=where)
+        if pair.prompt_id not in met:
+            met.add(pair.prompt_id)
+            yield Prompt(prompt=pair.prompt, group=pair.group)
+
+
 def judge(
     candidates: str,
     out: Path,
@@ -706,6 +734,7 @@ def judge(
     from druthers.judges import rate
     from druthers.records import Candidates
 
+    storage.check_apart(candidates, out)
     rules, without, prompts = load_rubric(rubric), 0, 0
     pairs: list[Pair] = []
     bar = screen.bar("prompts")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NoReturn, cast
 
 import numpy as np
 
@@ -31,16 +31,16 @@ from druthers.curate.inspection import Inspection, inspect, of_annotators
 from druthers.curate.intake import Desk, Judged
 from druthers.curate.ledger import Ledger, Refusal, Shelf
 from druthers.curate.meaning import part
-from druthers.curate.nearness import NEAR, Hashes
+from druthers.curate.nearness import NEAR, Hashes, Places, among, once
 from druthers.curate.pooling import annotators, both_bad
-from druthers.curate.quality import bias
+from druthers.curate.quality import bias, leak
 from druthers.curate.quality.onpolicy import age
-from druthers.curate.remembered import held_before, remember, remembered
-from druthers.curate.repair import put_back
+from druthers.curate.remembered import Memory, binding, bound, held_before, memories, named_files, remember
+from druthers.curate.repair import Back, put_back
 from druthers.curate.split import threshold
 from druthers.curate.weighing import WEIGHT, Weights, once_a_prompt, reweighted
 from druthers.records import InputError, Pair, assistant, user
-from druthers.storage import Source
+from druthers.storage import Source, encode
 from druthers.tokens import Tokenizer, tokenize
 
 __all__ = ["CurateSummary", "curate", "pairs_from_ranking"]
@@ -58,6 +58,7 @@ class CurateSummary:
     says what became of those (`pooling.Tally`), and all pairs that were made, and rows and prompts that gave none, are
     train + heldout + all rejected + beyond_limit. Token counts are those of the kept pairs, responses after the cut to
     `data.max_response`; `longer_chosen` is the share of kept pairs whose chosen response has more tokens.
+    `held_before` are the files whose prompts were kept out of training, and how many of those are here.
     """
 
     source: str
@@ -79,6 +80,7 @@ class CurateSummary:
     joined_turns: int
     redacted: dict[str, int]
     graded: dict[str, Any] | None = None
+    held_before: dict[str, Any] | None = None
 
 
 def curate(
@@ -96,21 +98,24 @@ def curate(
 
     The same input and settings give the same bytes, whatever the number of processes that read. Of each source of
     training pairs the first `most` rows are read. `beside` is the run directory, where runs beside it are to be asked
-    which prompts they hold out; by `today` the age of rows with a date is told. `progress` is called with (rows done,
-    rows in all or 0 if unknown).
+    which prompts they hold out; what they say is input too. By `today` the age of rows with a date is told. `progress`
+    is called with (rows done, rows in all or 0 if unknown).
     Raises InputError for a bad file, for the first bad row unless `data.bad_rows` is "drop", and when nothing is left
     to train on or to hold out; then none of the files appears.
     """
     data = settings.data
     source = storage.locate(data.pairs, data.heldout)
+    beside = None if beside is None else beside.absolute()
+    back = put_back(storage.several(data.keep))
+    known = memories(data.held_before, beside=beside, seed=settings.seed)
     _probe(tokenizer)
     with contextlib.ExitStack() as stack:
         files = {
             name: stack.enter_context(storage.replacing(out / f"{name}.jsonl"))
             for name in ("rejected", "heldout", "train")
         }
-        again = cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile(dir=out)))
-        ledger = Ledger(files["rejected"], again, stop=data.bad_rows == "stop")
+        again, unpaired = (cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile(dir=out))) for _ in range(2))
+        ledger = Ledger(files["rejected"], again, unpaired, stop=data.bad_rows == "stop")
         spool = stack.enter_context(storage.scratch(out))
         shelf = Shelf(cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile(dir=out))), Columns(spool))
         desk = Desk(
@@ -122,12 +127,27 @@ def curate(
             workers=workers,
             most=most,
             tell=_teller(source, progress),
+            looked_at=back.personal,
         )
         held, shared = desk.take(source)
         facts = shelf.facts()
+        if not len(facts):
+            _none_left("train", source.train, ledger)
         name = functools.partial(_name, source.train, ledger)
         gold = desk.gold.numbers if desk.gold else None
-        sides = decide(facts, shelf, data, held=held, form=shared, name=name, seed=settings.seed, gold=gold)
+        before = binding(known, all_=held is None)
+        sides = decide(
+            facts,
+            shelf,
+            data,
+            held=held,
+            form=shared,
+            name=name,
+            before=before,
+            back=back,
+            seed=settings.seed,
+            gold=gold,
+        )
         _book(sides, facts, shelf, data, ledger)
         told = facts.grades_B3[:, WEIGHT]
         if desk.judged and settings.grade.weight == "prompt":
@@ -135,10 +155,12 @@ def curate(
         _deal(sides, shelf, files, weight_B=facts.grades_B3[:, WEIGHT], told_B=told)
         _check_filled(sides, source, ledger)
         summary = _summarize(sides, facts, source=source, desk=desk)
-        seen = _inspect(sides, facts, desk, beside=beside, today=today)
+        summary = replace(summary, held_before=bound(known, facts.asked_B, all_=held is None))
+        seen = _inspect(sides, facts, desk, known, beside=beside, today=today)
         _point(seen, facts, shelf, out / "findings")
         remember(out, facts.asked_B[sides.heldout])
-        _ask_again(ledger, out / "collect.jsonl")
+        _copy(ledger.again, out / "collect.jsonl")
+        _copy(ledger.unpaired, out / "unpaired.jsonl")
         if sides.clusters is not None and data.clusters is not None:
             clusters.save(sides.clusters, data.clusters)
     snapshot = {side: storage.sha256(out / f"{side}.jsonl") for side in ("train", "heldout")}
@@ -151,23 +173,27 @@ def fingerprint(settings: Settings) -> str | None:
     """One SHA-256 over the files the pairs come from, or None where one of them is a URL; InputError for none."""
     data, gold = settings.data, settings.grade.gold
     found = storage.locate(data.pairs, data.heldout)
-    paths = [*found.train, *found.heldout, *storage.several(data.keep), *(storage.files(gold) if gold else ())]
+    before = [str(path) for _, path in named_files(data.held_before)]
+    golden = storage.files(gold) if gold else ()
+    paths = [*found.train, *found.heldout, *storage.several(data.keep), *golden, *before]
     if any("://" in path for path in paths):
         return None
     return hashlib.sha256(" ".join(map(storage.sha256, paths)).encode()).hexdigest()
 
 
-def _ask_again(ledger: Ledger, path: Path) -> None:
-    """The prompts that should be answered or judged again as a file for `druthers sample`; none where there is none."""
-    if not ledger.again.tell():
+def _copy(lines: BinaryIO, path: Path) -> None:
+    """Lines as a file of the run; none where there are none."""
+    if not lines.tell():
         path.unlink(missing_ok=True)
         return
-    ledger.again.seek(0)
+    lines.seek(0)
     with storage.replacing(path) as file:
-        shutil.copyfileobj(ledger.again, file)
+        shutil.copyfileobj(lines, file)
 
 
-def _inspect(sides: Sides, facts: Facts, desk: Desk, *, beside: Path | None, today: date | None) -> Inspection:
+def _inspect(
+    sides: Sides, facts: Facts, desk: Desk, known: Sequence[Memory], *, beside: Path | None, today: date | None
+) -> Inspection:
     """All findings: about the pairs, prompts that runs beside this one hold out, and those who judged for training."""
     seen = inspect(
         facts,
@@ -177,8 +203,12 @@ def _inspect(sides: Sides, facts: Facts, desk: Desk, *, beside: Path | None, tod
         groups=desk.shelf.groups,
         seed=desk.settings.seed,
     )
+    pairs_E2 = leak.quoted(facts, train=sides.train, heldout=sides.heldout)
+    seen = seen.with_lines("D1.response_leak", quoted_lines(pairs_E2, facts, desk.shelf))
+    told = [leak.leaking(pairs_E2, heldout=sides.heldout, rows=seen.rows("D1.response_leak"))]
+    seen = replace(seen, findings=[*told, *seen.findings])
     if beside is not None:
-        told = held_before(facts.asked_B[sides.train], remembered(beside.absolute()), run=beside)
+        told = held_before(facts.asked_B[sides.train], known, run=beside)
         seen = replace(seen, findings=[*told, *seen.findings])
     if today is not None and (aged := age(desk.ledger.days, today=today)) is not None:
         seen = replace(seen, findings=[*seen.findings, aged])
@@ -186,6 +216,21 @@ def _inspect(sides: Sides, facts: Facts, desk: Desk, *, beside: Path | None, tod
         if judged.side == "train":
             seen = _with_opinions(seen, judged, alone=bool(desk.shelf.judged().all()))
     return seen if desk.gold is None else _with_gold(seen, desk.gold)
+
+
+def quoted_lines(pairs_E2: Places, facts: Facts, shelf: Shelf) -> list[bytes]:
+    """Held-out pairs with the training pair that has a response of theirs."""
+    return [
+        encode(
+            {
+                "pair_id": facts.id_B[held].decode(),
+                "where": shelf.where(facts, held),
+                "why": f"a response of it is trained on in {shelf.where(facts, trained)}",
+                "trained_id": facts.id_B[trained].decode(),
+            }
+        )
+        for held, trained in pairs_E2.tolist()
+    ]
 
 
 def _with_gold(seen: Inspection, gold: Gold) -> Inspection:
@@ -210,7 +255,9 @@ def _with_opinions(seen: Inspection, judged: Judged, *, alone: bool) -> Inspecti
             seen = replace(seen, findings=[one for one in seen.findings if not one.id.startswith("D4.")])
     told += both_bad(judged.pool)
     told, lines = of_annotators(told, judged.tally.doubted)
-    return replace(seen, findings=seen.findings + told, lines=lines, annotators=annotators(judged.known))
+    return replace(
+        seen, findings=seen.findings + told, lines={**seen.lines, **lines}, annotators=annotators(judged.known)
+    )
 
 
 def _probe(tokenizer: Tokenizer) -> None:
@@ -237,16 +284,19 @@ def decide(
     held: int | None,
     form: Hashes,
     name: Callable[[], str],
+    before: Hashes,
+    back: Back,
     seed: int = 0,
     gold: Hashes | None = None,
 ) -> Sides:
     """Which pairs are trained on and which held out; with `held` the first so many are held out already.
 
-    `form` is what many prompts have; `gold` the numbers of comparisons that are neither; `name` gives the source as
-    messages show it, with what was refused so far.
+    `form` is what many prompts have, `before` the prompts that were held out before; they and those like them are held
+    out again, or, where the held-out pairs are given, left out of training. `back` are pairs that are put back, `gold`
+    the numbers of comparisons that are neither. `name` gives the source as messages show it, with what was refused so
+    far.
     """
-    back = put_back(storage.several(data.keep))
-    result = filters.fates(len(facts), np.isin(facts.id_B, back))
+    result = filters.fates(len(facts), np.isin(facts.id_B, back.id_K))
     if gold is not None:
         filters.leave_out_gold(result, facts, gold)
     place = np.cumsum(facts.size_B) - facts.size_B
@@ -256,8 +306,13 @@ def decide(
         return texts_in(shelf.line(int(place[i]), int(facts.size_B[i])))
 
     prompts = filters.alike(facts, look, least=NEAR, form=form)
+    leader_P = filters.leaders_of(prompts)
+    before_P = among(facts.asked_B[prompts.first_P], before)
     heldout = np.arange(len(facts)) < (held or 0)
     filters.leave_out_leaks(result, prompts, held_B=heldout)
+    if held is not None:
+        filters.leave_out_held_before(result, prompts, leader_P, before_P=before_P, held_B=heldout)
+    again = filters.held_again(prompts, leader_P, before_P)[prompts.prompt_B]
     filters.leave_out_duplicates(result, facts)
     filters.leave_out_near(result, facts, look, least=NEAR, form=form)
     filters.leave_out_contradictions(result, facts)
@@ -265,19 +320,27 @@ def decide(
     if data.clusters is not None:
         given, path = None if held is None else heldout, Path(data.clusters)
         parted = part(
-            facts, look, kept_B=result.kept_B, heldout_B=given, path=path, share=data.heldout_share, seed=seed
+            facts,
+            look,
+            kept_B=result.kept_B,
+            heldout_B=given,
+            again_B=again,
+            path=path,
+            share=data.heldout_share,
+            seed=seed,
+            encoder=data.encoder,
         )
         heldout, found = parted.heldout_B, parted.found
-        between = np.flatnonzero(parted.between_B)
-        result.leave_out(between, "between_sides", np.full(len(between), -1))
+        result.leave_out(np.flatnonzero(parted.between_B), "between_sides")
         filters.leave_out_leaks(result, prompts, held_B=heldout)
     elif held is None:
-        number_B = filters.numbers_of(facts, prompts)
-        bound = threshold(number_B[result.kept_B].tolist(), share=data.heldout_share, name=name())
-        heldout = number_B < np.uint64(bound)
+        number_B = filters.numbers_of(facts, prompts, leader_P)
+        free, many = once(number_B[result.kept_B & ~again]).tolist(), len(once(number_B[result.kept_B & again]))
+        bound = threshold(free, share=data.heldout_share, name=name(), held=many)
+        heldout = (number_B < np.uint64(bound)) | again
         filters.leave_out_leaks(result, prompts, held_B=heldout)
     close = np.flatnonzero(~heldout & (facts.grades_B3[:, 1] < data.least_margin) & result.kept_B)
-    result.leave_out(close, "small_margin", np.full(len(close), -1))
+    result.leave_out(close, "small_margin")
     train = ~heldout & result.kept_B
     within = np.cumsum(train) <= (len(facts) if data.limit is None else data.limit)
     return Sides(train & within, heldout & result.kept_B, result, found)
@@ -292,10 +355,8 @@ def _book(sides: Sides, facts: Facts, shelf: Shelf, data: DataSettings, ledger: 
         reason, other = str(found.reason_B[i]), int(found.other_B[i])
         if reason == "small_margin":
             why = f"the margin {facts.grades_B3[i, 1]:g} is under data.least_margin = {data.least_margin:g}"
-        elif reason == "between_sides":
-            why = "the prompt means nearly what one of the other side means (data.clusters)"
         else:
-            why = filters.WHY[reason].format(other=shelf.where(facts, other))
+            why = filters.WHY[reason].format(other=shelf.where(facts, other) if other >= 0 else "")
         line = shelf.line(int(place[i]), int(facts.size_B[i]))
         ledger.refuse(Refusal(shelf.where(facts, i), reason, why, json.loads(line)))
 
@@ -312,8 +373,16 @@ def _deal(sides: Sides, shelf: Shelf, files: dict[str, BinaryIO], *, weight_B: W
 
 
 REMEDIES = {
+    "unjudged": "have the responses judged, by people or with `druthers judge FILE --out PAIRS`",
+    "one_response": "give a second response to each prompt, as `druthers sample` makes them, and have both judged",
+    "no_opinion": "have the responses judged, by people or with `druthers judge FILE --out PAIRS`",
+    "tie": "keep ties with grade.ties=soft, or collect responses that differ more",
+    "below_gap": "lower grade.least_gap",
+    "both_bad": "have the prompts answered again",
+    "gate": "lower the gate in grade.gates",
     "small_margin": "lower data.least_margin (0 keeps every pair), or grade the pairs",
     "leak": "name held-out pairs of other prompts in data.heldout, or leave it out and a share is held out",
+    "held_before": "give rows with other prompts, or leave data.held_before out",
     "prompt_too_long": "raise data.max_prompt",
 }
 """What to do where nothing is left, by the reason most rows were refused for."""
@@ -330,15 +399,19 @@ def _point(seen: Inspection, facts: Facts, shelf: Shelf, folder: Path) -> None:
     for name, places in seen.about.items():
         with storage.replacing(folder / f"{name}.jsonl") as file:
             for i in places.tolist():
-                file.write(storage.encode({"pair_id": facts.id_B[i].decode(), "where": shelf.where(facts, i)}))
+                file.write(encode({"pair_id": facts.id_B[i].decode(), "where": shelf.where(facts, i)}))
 
 
 def _check_filled(sides: Sides, source: Source, ledger: Ledger) -> None:
     for side, paths in (("train", source.train), ("heldout", source.heldout or source.train)):
         if not getattr(sides, side).any():
-            most = max(ledger.reasons, key=ledger.reasons.__getitem__, default="")
-            remedy = REMEDIES.get(most, "give more rows")
-            raise InputError(f"{_name(paths, ledger)}: no pair is left for {side}; {remedy}")
+            _none_left(side, paths, ledger)
+
+
+def _none_left(side: str, paths: Sequence[str], ledger: Ledger) -> NoReturn:
+    most = max(ledger.reasons, key=ledger.reasons.__getitem__, default="")
+    remedy = REMEDIES.get(most, "give more rows")
+    raise InputError(f"{_name(paths, ledger)}: no pair is left for {side}; {remedy}")
 
 
 def _name(paths: Sequence[str], ledger: Ledger) -> str:

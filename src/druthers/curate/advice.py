@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from druthers import power
+from druthers.findings import many
 from druthers.power import Curve
 from druthers.records import Advice, Finding
 from druthers.stats import Interval
@@ -34,13 +35,14 @@ class Evidence:
     """What is known of a data set, of the run made of it, and of what is wanted; None is not known.
 
     `findings` are those of the data; `ties` the share of judged comparisons that were tied, `conflicts` the share of
-    comparisons by several criteria in which these disagree, `longer` the share of pairs whose chosen side is longer,
-    `cut` the shares of chosen and rejected responses that were shortened, `graded` how many training pairs carry a
-    probability below 1 or a margin, `unpaired` how many single answers with a thumb there are. `asked` prompts are
-    answered and judged at the end of a run. `accuracy` and `won` are what a finished run reached, `curve` what runs of
-    several sizes say. `improvement` (in 0..0.5) is what should be seen, `rounds` how often data will be collected and a
-    model trained. For commands: `options` repeat the settings of `run`, `fresh` is a run directory that may still
-    change, `smaller` are the runs that would give a curve.
+    comparisons by several criteria in which these disagree, `tastes` the same for groups, `longer` the share of pairs
+    whose chosen side is longer, `cut` the shares of chosen and rejected responses that were shortened, `graded` how
+    many training pairs carry a probability below 1 or a margin, `unpaired` how many single answers with a thumb there
+    are. `asked` prompts are answered and judged at the end of a run. `accuracy` and `won` are what a finished run
+    reached, `curve` what runs of several sizes say. `improvement` (in 0..0.5) is what should be seen, `rounds` how
+    often data will be collected and a model trained. For commands: `options` repeat the settings of `run`, `fresh` is a
+    run directory that may still change, `model` the newest model, which `exported` says is yet to be written there,
+    `rubric` what judges answers, `smaller` are the runs that would give a curve.
     """
 
     findings: tuple[Finding, ...] = ()
@@ -56,10 +58,13 @@ class Evidence:
     graded: int = 0
     ties: Interval | None = None
     conflicts: Interval | None = None
+    tastes: Interval | None = None
     longer: float | None = None
     cut: tuple[float, float] | None = None
     groups: Mapping[str, Group] = field(default_factory=dict)
-    rubric: bool = False
+    rubric: str = ""
+    model: str = ""
+    exported: bool = False
     epochs: float = 1.0
     accuracy: Interval | None = None
     won: Interval | None = None
@@ -74,9 +79,13 @@ class Evidence:
         return tuple(found for found in self.findings if found.id == name and found.status != "undefined")
 
     def one(self, name: str) -> Finding | None:
-        """The finding on the whole data, or else the worst of its slices."""
-        found = sorted(self.all(name), key=lambda f: (bool(f.slice), ("fail", "warn", "pass").index(f.status)))
-        return found[0] if found else None
+        """The finding on the whole data, or else that of the overall criterion, or else the worst of its slices."""
+
+        def rank(f: Finding) -> tuple[bool, bool, bool, int]:
+            about = f.slice.get("criterion") != "overall", f.slice.get("metric", "nominal") != "nominal"
+            return (bool(f.slice), *about, ("fail", "warn", "pass").index(f.status))
+
+        return min(self.all(name), key=rank, default=None)
 
     def knows(self, name: str) -> bool:
         """Whether a finding of that id is defined, or a count of that name is there."""
@@ -120,6 +129,12 @@ class Evidence:
         seen = self.improvement * power.visible(noise)
         apart = before * (1 - before - seen) + (before + seen) * (1 - before)
         return power.comparisons_needed(seen, changed=min(1.0, max(apart, seen)))
+
+    def weak(self) -> tuple[str, ...]:
+        """Annotators who agree too little with the others or with gold answers."""
+        named = (f for name in ("D3.annotator", "D6.gold") for f in self.all(name) if "annotator" in f.slice)
+        found = {f.slice["annotator"] or "the nameless annotator" for f in named if f.status != "pass"}
+        return tuple(sorted(found))
 
     def scarce(self) -> tuple[str, ...]:
         """Groups with less than half of what an equal share of the training pairs would be."""
@@ -217,21 +232,45 @@ def lacking(question: Question, evidence: Evidence) -> tuple[str, ...]:
 
 def missing(options: tuple[str, ...], evidence: Evidence) -> str:
     """One thing that is missing, or the alternatives, and why the first of them that was tried has no value."""
-    tried = [f for f in evidence.findings if f.id in options and f.undefined]
-    named = " or ".join(NAMES.get(option, option) for option in options)
+    tried = {f.id: f.undefined for f in reversed(evidence.findings) if f.id in options and f.undefined}
     if options == ("curve",):
         return evidence.curve_missing
-    return f"{named} ({tried[0].undefined})" if tried else named
+
+    def named(option: str) -> str:
+        why = f": {tried[option]}" if option in tried else ""
+        return f"{NAMES[option]} ({option}{why})" if "." in option else NAMES[option]
+
+    return " or ".join(map(named, options))
 
 
 NAMES = {
+    "D1.leak": "leaks",
+    "D1.near": "near copies",
+    "D1.duplicate": "copies",
+    "D2.contradiction": "contradictions",
+    "D3.alpha": "agreement of several annotators",
+    "D3.noise": "wrong answers by what several annotators say",
+    "D4.length": "taste for length",
+    "D4.markdown": "taste for format",
+    "D4.refusal": "taste for refusals",
+    "D5.shortcut": "shortcuts",
+    "D6.noise": "wrong labels by what the others are like",
+    "D7.effective": "as how many alike ones the pairs count",
+    "D8.coverage": "coverage of what is asked in production",
+    "D9.ches": "how alike the model sees both answers",
+    "D9.edit": "pairs of nearly the same text",
+    "D12.logprob": "how likely the chosen answers are to the model",
+    "D13.cut": "answers that stop short",
+    "D13.personal": "personal data",
+    "D13.refusal": "refusals",
+    "cut": "the number of cut responses",
     "pairs": "the number of training pairs",
     "prompts": "the number of different prompts",
     "heldout_prompts": "the number of held-out prompts",
     "groups": "groups (the field `group` of the pairs)",
     "accuracy": "a finished run",
 }
-"""How counts are called where they are missing."""
+"""How findings and counts are called where they are missing."""
 
 
 def stated(question: Question, rule: Rule, evidence: Evidence, facts: Mapping[str, str]) -> Advice:
@@ -265,13 +304,14 @@ def said(name: str, evidence: Evidence, facts: Mapping[str, str]) -> list[str]:
 
 COUNTS = {
     "pairs": "Training pairs",
-    "prompts": "Different prompts in them",
+    "prompts": "Different prompts among them",
     "heldout_prompts": "Held-out prompts",
     "asked": "Prompts answered and judged at the end of a run",
     "unpaired": "Single answers with a thumb",
     "graded": "Training pairs with p below 1 or a margin",
     "ties": "Ties among the judged comparisons",
     "conflicts": "Comparisons in which criteria disagree",
+    "tastes": "Comparisons on which groups disagree",
     "longer": "Pairs whose chosen side is longer",
     "cut": "Responses cut (chosen, rejected)",
     "accuracy": "Held-out accuracy of the finished run",
@@ -308,26 +348,35 @@ def numbers(evidence: Evidence) -> dict[str, str]:
         "run": e.run,
         "fresh": e.fresh,
         "options": e.options,
-        "points": f"{100 * e.improvement:g}",
-        "rounds": str(e.rounds),
-        "epochs": f"{e.epochs:g}",
+        "export": f"druthers export {e.run} {e.model} && " if e.exported else "",
+        "model": f" --model {e.model}" if e.model else "",
+        "rubric": e.rubric,
+        "points": "1 point" if round(100 * e.improvement, 4) == 1 else f"{round(100 * e.improvement, 4):g} points",
+        "n_epochs": "1 epoch" if e.epochs == 1 else f"{e.epochs:g} epochs",
+        "n_pairs": "an unknown number of pairs" if e.pairs is None else many(e.pairs, "training pair"),
+        "n_prompts": "an unknown number of prompts" if e.prompts is None else many(e.prompts, "prompt"),
+        "n_unpaired": many(e.unpaired, "single answer"),
+        "n_asked": NOT_KNOWN if e.asked is None else many(e.asked, "prompt") + (" is" if e.asked == 1 else " are"),
         **{name: whole(getattr(e, name)) for name in ("pairs", "prompts", "heldout", "heldout_prompts", "asked")},
         **{name: whole(getattr(e, name)) for name in ("unpaired", "graded")},
-        **{name: part(getattr(e, name)) for name in ("ties", "conflicts", "accuracy", "won")},
+        **{name: part(getattr(e, name)) for name in ("ties", "conflicts", "tastes", "accuracy", "won")},
         "longer": NOT_KNOWN if e.longer is None else f"{e.longer:.0%}",
         "cut": NOT_KNOWN if e.cut is None else f"{e.cut[0]:.1%}, {e.cut[1]:.1%}",
         "noise": f"{e.noise:.0%}" if known_noise else NOT_KNOWN,
         "ceiling": f"{power.ceiling(e.noise or 0):.0%}" if known_noise else NOT_KNOWN,
-        "inflation": f"{power.noise_inflation(e.noise or 0):.1f}" if known_noise else NOT_KNOWN,
+        "noise_said": noise_said(e.noise),
+        "hidden": hidden(e.noise),
         "win_rate_needs": f"{e.win_rate_needs:,}",
+        "count_needs": str(e.win_rate_needs),
         "accuracy_needs": f"{e.accuracy_needs:,}",
-        "detects": detected(e.heldout_prompts, noise=e.noise or 0.0, ties=0.0),
-        "detects_wins": detected(e.asked, noise=0.0, ties=e.tied),
+        "detects": shown_by(e.heldout_prompts, "accuracy", noise=e.noise or 0.0, ties=0.0),
+        "detects_wins": shown_by(e.asked, "win rate", noise=0.0, ties=e.tied),
         "more_heldout": whole(None if e.heldout_prompts is None else max(0, e.accuracy_needs - e.heldout_prompts)),
-        "annotators": listed(f.slice.get("annotator", "") for f in e.all("D3.annotator") if f.status != "pass"),
+        "annotators": listed(e.weak()),
         "scarce": listed(e.scarce()),
-        "short_groups": listed(f"{name} ({points(gain)})" for name, gain in e.short_groups().items()),
+        "short_groups": listed(f"{name} {points(gain)}" for name, gain in e.short_groups().items()),
         "smaller": e.smaller,
+        "too_small": "" if e.smaller or e.pairs is None else f"{many(e.pairs, 'pair')} are too few to take parts of.",
     }
     return shown | commands(e) | curve_numbers(e)
 
@@ -394,18 +443,47 @@ def part(found: Interval | None) -> str:
     return f"{found.value:.1%} ({found.low:.1%} to {found.high:.1%}, n = {found.n:,})"
 
 
-def detected(n: int | None, *, noise: float, ties: float) -> str:
-    """What so many prompts show at least."""
-    return NOT_KNOWN if n is None else points(power.detectable_gain(n, noise=noise, ties=ties))
+def noise_said(noise: float | None) -> str:
+    """What the agreement of people says of wrong labels, where it says something.
+
+    >>> noise_said(0.2), noise_said(None)
+    ('By what several people said, 20% are wrong here, which makes it 2.8 times as many that it takes. ', '')
+    """
+    if noise is None:
+        return ""
+    times = f"{power.noise_inflation(noise):.1f} times as many that it takes"
+    return f"By what several people said, {noise:.0%} are wrong here, which makes it {times}. "
+
+
+def hidden(noise: float | None) -> str:
+    """What wrong labels do to a difference."""
+    if noise is None:
+        return "Wrong labels, of which it is not known how many there are, hide a part of it."
+    return f"The {noise:.0%} of wrong labels hide a part of it." if noise >= 0.005 else ""
+
+
+def shown_by(n: int | None, of: str, *, noise: float, ties: float) -> str:
+    """What so many prompts show at least, as a sentence.
+
+    >>> shown_by(1, "accuracy", noise=0.0, ties=0.0)
+    '1 prompt shows no difference in accuracy, however large.'
+    """
+    if n is None:
+        return ""
+    gain = power.detectable_gain(n, noise=noise, ties=ties)
+    verb = "shows" if n == 1 else "show"
+    if gain > 0.5:
+        return f"{many(n, 'prompt')} {verb} no difference in {of}, however large."
+    return f"{many(n, 'prompt')} {verb} a difference in {of} of {points(gain)} or more."
 
 
 def points(gain: float) -> str:
     """A gain in points, or that there is none large enough.
 
     >>> points(0.081), points(0.9)
-    ('8.1 points', 'none of any size')
+    ('8.1 points', 'nothing')
     """
-    return f"{100 * gain:.1f} points" if gain <= 0.5 else "none of any size"
+    return f"{100 * gain:.1f} points" if gain <= 0.5 else "nothing"
 
 
 def listed(names: Iterable[str]) -> str:

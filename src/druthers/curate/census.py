@@ -13,7 +13,7 @@ from druthers.records import CANONICAL
 from druthers.stats import Interval, Undefined, wilson
 
 SAMPLED = 200_000
-"""Comparisons by several criteria that are remembered at once; of more, a share by their hash."""
+"""Comparisons that are remembered at once; of more, those of a share of the prompts."""
 
 Row = Mapping[str, Any]
 
@@ -27,7 +27,8 @@ class Census:
     ties: int = 0
     pairs: int = 0
     heldout_groups: Counter[str] = field(default_factory=Counter)
-    criteria: Criteria = field(default_factory=lambda: Criteria())
+    criteria: Orders = field(default_factory=lambda: Orders())
+    tastes: Orders = field(default_factory=lambda: Orders())
 
     def train(self, rows: Iterable[Row]) -> None:
         """Training pairs, as they stand on their lines."""
@@ -37,8 +38,11 @@ class Census:
             self.ties += p == 0.5
             self.graded += p != 1.0 or row.get("margin", 0.0) > 0
             self.groups[row.get("group", "")] += 1
-            if row.get("criterion") and p != 0.5:
-                self.criteria.add(row, forward=p > 0.5)
+            criterion, group = row.get("criterion", ""), row.get("group", "")
+            if criterion and p != 0.5:
+                self.criteria.add(row, criterion, forward=p > 0.5)
+            if group and p != 0.5:
+                self.tastes.add(row, group, forward=p > 0.5, within=criterion)
 
     def heldout(self, rows: Iterable[Row]) -> None:
         """Held-out pairs; a prompt is counted once in its group."""
@@ -50,28 +54,31 @@ class Census:
 
 
 @dataclass
-class Criteria:
-    """For each comparison of two responses, in which order the criteria put them."""
+class Orders:
+    """For each comparison of two responses, in which order several criteria, or several groups, put them."""
 
     orders: dict[bytes, dict[str, bool]] = field(default_factory=dict)
     bits: int = 0
 
-    def add(self, row: Row, *, forward: bool) -> None:
-        """What one criterion says of one comparison; another word of the same one changes nothing."""
+    def add(self, row: Row, by: str, *, forward: bool, within: str = "") -> None:
+        """What one criterion or group says of one comparison; another word of the same one changes nothing."""
+        prompt = digest(row["prompt"])
+        if not self.kept(prompt):
+            return
         sides = [digest(row[side]) for side in ("chosen", "rejected")]
-        key = hashlib.blake2b(digest(row["prompt"]) + min(sides) + max(sides), digest_size=8).digest()
-        if self.kept(key):
-            self.orders.setdefault(key, {}).setdefault(row["criterion"], (sides[0] < sides[1]) == forward)
+        compared = hashlib.blake2b(min(sides) + max(sides) + within.encode("utf-8", "surrogatepass"), digest_size=8)
+        said = self.orders.setdefault(prompt + compared.digest(), {})
+        said.setdefault(by, (sides[0] < sides[1]) == forward)
         if len(self.orders) > SAMPLED:
             self.bits += 1
             self.orders = {key: said for key, said in self.orders.items() if self.kept(key)}
 
     def kept(self, key: bytes) -> bool:
-        """Whether a comparison belongs to the share that is remembered."""
-        return int.from_bytes(key) & ((1 << self.bits) - 1) == 0
+        """Whether a comparison belongs to the share that is remembered, by the hash of its prompt."""
+        return int.from_bytes(key[:8]) & ((1 << self.bits) - 1) == 0
 
     def conflicts(self) -> Interval | None:
-        """The share of comparisons by several criteria on which these do not agree; None where there is none."""
+        """The share of comparisons by several of them on which these do not agree; None where there is none."""
         several = [set(said.values()) for said in self.orders.values() if len(said) > 1]
         found = wilson(sum(len(orders) > 1 for orders in several), len(several))
         return None if isinstance(found, Undefined) else found

@@ -118,20 +118,37 @@ def assign(
     return cluster_U[prompt_N], found
 
 
-def deal(vectors_ND: Floats, *, keys_N: Keys, clusters: Clusters, share: float, seed: int) -> tuple[Sides, Clusters]:
+def deal(
+    vectors_ND: Floats,
+    *,
+    keys_N: Keys,
+    clusters: Clusters,
+    share: float,
+    seed: int,
+    again_N: NDArray[np.bool_] | None = None,
+) -> tuple[Sides, Clusters]:
     """The side of every row, (N,), and the clusters with all sides decided; the rows are those last assigned.
 
     A cluster is held out by a seeded hash of its leader's key, unless it is larger than `LARGEST` of what is to be held
     out. What was decided before stays as it is, whatever share and seed are now. A new prompt whose cosine to one of
     the other side is at least the threshold is on neither (`LEFT_OUT`): a held-out one near an older one in training,
-    and one for training near any that is held out. Raises InputError when there are fewer than two clusters.
+    and one for training near any that is held out. The rows of `again_N` were held out elsewhere: so are they here,
+    with their clusters where those are new; one that these clusters train on is on neither side from now on. Raises
+    InputError when there are fewer than two clusters.
     """
-    side_G = _sides(clusters, share=share, seed=seed)
+    again_N = np.zeros(len(keys_N), dtype=bool) if again_N is None else again_N
+    home_N = _looked_up(clusters.cluster_M, clusters, keys_N, absent=0)
+    again_G = np.zeros(len(clusters), dtype=bool)
+    again_G[home_N[again_N]] = True
+    side_G = _sides(clusters, share=share, seed=seed, again_G=again_G)
     decided_M = np.where(clusters.side_M == OPEN, side_G[clusters.cluster_M], clusters.side_M)
     key_U, first_U, prompt_N = np.unique(keys_N, return_index=True, return_inverse=True)
     vector_UD = vectors_ND[first_U]
     old_U = _looked_up(clusters.side_M.astype(np.int64), clusters, key_U, absent=OPEN) != OPEN
     side_U = _looked_up(decided_M.astype(np.int64), clusters, key_U, absent=LEFT_OUT).astype(np.uint8)
+    again_U = again_N[first_U]
+    side_U[again_U & old_U & (side_U == TRAIN)] = LEFT_OUT
+    side_U[again_U & ~old_U] = HELDOUT
     for own, other, older in ((HELDOUT, TRAIN, True), (TRAIN, HELDOUT, False)):
         mine = np.flatnonzero((side_U == own) & ~old_U)
         theirs = np.flatnonzero((side_U == other) & (old_U | (not older)))
@@ -141,7 +158,7 @@ def deal(vectors_ND: Floats, *, keys_N: Keys, clusters: Clusters, share: float, 
     return side_U[prompt_N], replace(clusters, side_G=side_G, side_M=decided_M)
 
 
-def _sides(clusters: Clusters, *, share: float, seed: int) -> Sides:
+def _sides(clusters: Clusters, *, share: float, seed: int, again_G: NDArray[np.bool_]) -> Sides:
     """Sides of all clusters: the old ones as they were, and neither side empty."""
     if len(clusters) < 2:
         raise InputError(
@@ -154,7 +171,9 @@ def _sides(clusters: Clusters, *, share: float, seed: int) -> Sides:
         [_draw(key, seed) if new else 1.0 for key, new in zip(clusters.key_G.tolist(), new_G, strict=True)]
     )
     most = max(2.0, LARGEST * share * size_G[new_G].sum())
-    side_G = np.where(new_G, np.where((draw_G < share) & (size_G <= most), HELDOUT, TRAIN), clusters.side_G)
+    held_G = again_G | ((draw_G < share) & (size_G <= most))
+    side_G = np.where(new_G, np.where(held_G, HELDOUT, TRAIN), clusters.side_G)
+    new_G &= ~again_G
     if new_G.any() and not (side_G == HELDOUT).any():
         side_G[np.argmin(np.where(new_G, draw_G + (size_G > size_G[new_G].min()), np.inf))] = HELDOUT
     if new_G.any() and not (side_G == TRAIN).any():

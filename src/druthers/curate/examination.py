@@ -141,7 +141,7 @@ def examine(
     found = Examined()
     examine_texts(found, sample, production, reader, seed=seed, bars=bars)
     note = sampled(len(sample), sample.total)
-    found.add([rated(sample, rubric)], note=note)
+    found.add([rated(found, sample, rubric)], note=note)
     found.add([onpolicy.own_share([pair.source for pair in sample.pairs], models=[loaded.name])], note=note)
     found.add([spoken(found, sample)], note=note)
     by_model = sample.part(displacement.sample(len(sample), seed=seed, most=max(1, most // SHARE_READ)))
@@ -337,7 +337,7 @@ def edited(found: Examined, sample: Sample, sides: Sequence[Sequence[str]]) -> F
     return displacement.nearly_same(similar_N, rows=found.place("D9.edit", rows))
 
 
-def rated(sample: Sample, rubric: Rubric | None) -> Finding:
+def rated(found: Examined, sample: Sample, rubric: Rubric | None) -> Finding:
     """D11.chosen: chosen answers that the run's rubric rates poor, or that break a rule which has no exception."""
     if rubric is None:
         none = Undefined("no pair carries a rating of its chosen answer and the run has no rubric (evaluate.rubric)")
@@ -349,8 +349,11 @@ def rated(sample: Sample, rubric: Rubric | None) -> Finding:
     for pair in sample.pairs:
         score = rubric.score(pair.prompt, text_of(pair.chosen))
         rating_N.append(0.0 if any(not score.rules[name] for name in rubric.musts) else score.total)
+    poor = sorted((i for i, rating in enumerate(rating_N) if rating < POOR), key=rating_N.__getitem__)
+    rows = sample.about(poor, lambda i: f"the chosen answer keeps {rating_N[i]:.2f} of the rubric's weight")
     (told,) = quality_of_chosen.findings(quality_of_chosen.chosen(rating_N, np.array(sample.prompts), threshold=POOR))
-    return told.model_copy(update={"text": f"{told.text} The rating is that of the rubric {rubric.name!r}."})
+    text = f"{told.text} The rating is that of the rubric {rubric.name!r}."
+    return told.model_copy(update={"text": text, "rows": found.place("D11.chosen", rows)})
 
 
 def spoken(found: Examined, sample: Sample) -> Finding:

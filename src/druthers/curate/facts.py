@@ -51,6 +51,8 @@ class Facts:
     responses_BK: NDArray[np.uint32]
     prompts_BK: NDArray[np.uint32]
     passages: Sets
+    quotations: Sets
+    wholes_B2: Hashes
     counts_B5: NDArray[np.uint32]
     grades_B3: NDArray[np.float64]
     surface_B2F: NDArray[np.float32]
@@ -71,7 +73,8 @@ def facts(pairs: Sequence[Pair], block: Block, *, seed: int, form: Hashes) -> Fa
     questions = [asked(pair.prompt) for pair in pairs]
     answers = [[text_of(getattr(pair, side)) for pair in pairs] for side in ("chosen", "rejected")]
     prompts, *sides = (nearness.words(texts) for texts in (questions, *answers))
-    chosen, rejected = (nearness.salted(nearness.features(side), salt) for salt, side in enumerate(sides, 1))
+    features = [nearness.features(side) for side in sides]
+    chosen, rejected = (nearness.salted(side, salt) for salt, side in enumerate(features, 1))
     keys = [comparison(pair) for pair in pairs]
     drawn_B2 = np.array([draws(pair.prompt, seed=seed) for pair in pairs], dtype=np.uint64).reshape(-1, 2)
     lengths_B3, cut_B2 = block.lengths_B3, block.cut_R.reshape(-1, 2)
@@ -87,6 +90,8 @@ def facts(pairs: Sequence[Pair], block: Block, *, seed: int, form: Hashes) -> Fa
         responses_BK=nearness.signatures(nearness.both(chosen, rejected)),
         prompts_BK=nearness.signatures(nearness.without(nearness.features(prompts), form)),
         passages=nearness.passages(prompts),
+        quotations=nearness.both(*map(nearness.quotations, sides, features)),
+        wholes_B2=np.column_stack([nearness.wholes(side) for side in sides]),
         counts_B5=np.column_stack([lengths_B3, cut_B2]).astype(np.uint32),
         grades_B3=np.column_stack([block.p_B, block.margin_B, block.weight_B]),
         surface_B2F=seen(answers),
@@ -109,8 +114,9 @@ def seen(answers: Sequence[Sequence[str]]) -> NDArray[np.float32]:
 
 
 def form_of(prompts: Sequence[Sequence[Message]]) -> Hashes:
-    """Words and pairs of words that many of these prompts have: they tell none apart."""
-    return nearness.common(nearness.shingles(nearness.words([asked(prompt) for prompt in prompts])))
+    """Words, pairs of words and passages that many of these prompts have, sorted: they tell none apart."""
+    found = nearness.words([asked(prompt) for prompt in prompts])
+    return np.sort(np.concatenate([nearness.common(of(found)) for of in (nearness.shingles, nearness.passages)]))
 
 
 def nothing() -> Facts:
@@ -130,6 +136,8 @@ def nothing() -> Facts:
         responses_BK=signature,
         prompts_BK=signature,
         passages=Sets(none, np.zeros(1, dtype=np.int64)),
+        quotations=Sets(none, np.zeros(1, dtype=np.int64)),
+        wholes_B2=np.zeros((0, 2), dtype=np.uint64),
         counts_B5=np.zeros((0, 5), dtype=np.uint32),
         grades_B3=np.zeros((0, 3)),
         surface_B2F=np.zeros((0, 2, len(SURFACE)), dtype=np.float32),

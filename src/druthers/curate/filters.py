@@ -19,6 +19,7 @@ from druthers.curate.nearness import (
     Places,
     Sets,
     agreeing,
+    among,
     candidates,
     distinct,
     jaccards,
@@ -33,24 +34,26 @@ GUESS = 0.4
 LOOKED_AT = 1 << 13
 """Pairs of texts that are compared at once."""
 RARE = 4
-"""Prompts that a passage may stand in and still be taken for copied; one in more of them is a form that many share."""
+"""Prompts that a passage binds, the first in the source; in later ones it is taken for a form that many share."""
 KEPT = ""
+ACROSS = ("leak", "held_before", "between_sides", "gold")
+"""Reasons that keep the sides and gold items apart; a pair that is put back is left out for these alone."""
 WHY = {
     "duplicate": "the same prompt and responses stand in an earlier row ({other})",
     "near_duplicate": "prompt and responses are nearly those of an earlier row ({other})",
     "contradiction": "another row has the same two responses the other way round ({other}); keep the one that is right",
     "leak": "the prompt is also among the held-out ones ({other})",
     "gold": UNMADE["gold"],
+    "held_before": "the prompt, or one like it, was held out before (data.held_before)",
+    "between_sides": "the prompt means nearly what one of the other side means (data.clusters)",
 }
-LEFT_OUT = ("leak", "gold")
-"""Reasons that hold for pairs that were put back too."""
 
 
 @dataclass(frozen=True)
 class Fates:
     """Why each of B pairs is left out, "" where it is not, and the pair that is the cause, -1 where there is none.
 
-    `back_B` are pairs that were put back: they are left out as leaks and gold items alone.
+    `back_B` are pairs that were put back: they are left out for the reasons in `ACROSS` alone.
     """
 
     reason_B: NDArray[np.str_]
@@ -62,9 +65,10 @@ class Fates:
         """The pairs that stay."""
         return np.asarray(self.reason_B == KEPT)
 
-    def leave_out(self, where: Places, reason: str, other: Places) -> None:
-        """Leave out some that are still in."""
-        if reason not in LEFT_OUT:
+    def leave_out(self, where: Places, reason: str, other: Places | int = -1) -> None:
+        """Leave out some that are still in, because of other pairs or of none."""
+        other = np.broadcast_to(other, where.shape)
+        if reason not in ACROSS:
             stay = ~self.back_B[where]
             where, other = where[stay], other[stay]
         self.reason_B[where] = reason
@@ -180,7 +184,7 @@ def alike(facts: Facts, read: Callable[[int], Texts], *, least: float, form: Has
     first_P = first[order]
     near = candidates(facts.prompts_BK[first_P], least=GUESS)
     near = near[close(near, lambda p: read(int(first_P[p])), functools.partial(asked_for, form=form), least=least)]
-    edges = np.unique(np.concatenate([near, copied(facts, first_P)]), axis=0)
+    edges = np.unique(np.concatenate([near, copied(facts, first_P, form=form)]), axis=0)
     return Alike(first_P, np.argsort(order)[inverse], edges)
 
 
@@ -195,39 +199,65 @@ def asked_for(texts: list[Texts], *, form: Hashes) -> Iterator[Sets]:
     yield without(whole, form)
 
 
-def copied(facts: Facts, first_P: Places) -> Places:
-    """Pairs of prompts that share two passages which at most `RARE` prompts have, each with the first that has them.
+def copied(facts: Facts, first_P: Places, *, form: Hashes) -> Places:
+    """Pairs of prompts that share two passages, each of the first `RARE` prompts that have one with the first of them.
 
-    Two, because one may lie over the end of a form that many share and hold no more than one word behind it.
+    Two, because one may lie over the end of a form that many share and hold no more than one word behind it; passages
+    that are all form bind nothing. What comes later in the source takes no pair away.
     """
     counts = np.diff(facts.passages.at)[first_P]
     skipped = facts.passages.at[:-1][first_P] - np.concatenate([[0], np.cumsum(counts)])[:-1]
     hash_S = facts.passages.hash_S[np.arange(counts.sum()) + np.repeat(skipped, counts)]
     owner_S = np.repeat(np.arange(len(first_P)), counts)
+    own = ~among(hash_S, form)
+    hash_S, owner_S = hash_S[own], owner_S[own]
     order = np.lexsort((owner_S, hash_S))
     hash_S, owner_S = hash_S[order], owner_S[order]
     new = np.ones(len(order), dtype=bool)
     new[1:] = (hash_S[1:] != hash_S[:-1]) | (owner_S[1:] != owner_S[:-1])
     hash_S, owner_S = hash_S[new], owner_S[new]
-    _, start, times = np.unique(hash_S, return_index=True, return_counts=True)
+    start = np.flatnonzero(np.concatenate([[True], hash_S[1:] != hash_S[:-1]])) if len(hash_S) else np.zeros(0, int)
+    times = np.diff(np.append(start, len(hash_S)))
+    turn = np.arange(len(hash_S)) - np.repeat(start, times)
     head = np.repeat(owner_S[start], times)
-    shared = (np.repeat(times, times) <= RARE) & (head != owner_S)
-    pairs, times = np.unique(np.column_stack([head[shared], owner_S[shared]]), axis=0, return_counts=True)
+    bound = (turn > 0) & (turn < RARE)
+    pairs, times = np.unique(np.column_stack([head[bound], owner_S[bound]]), axis=0, return_counts=True)
     return pairs[times > 1]
 
 
-def numbers_of(facts: Facts, found: Alike) -> Hashes:
-    """The number that settles the side of each pair: that of its prompt, or of the first prompt like it.
+def leaders_of(found: Alike) -> Places:
+    """The prompt that each follows, itself where none: the first that it is like and that follows no other.
 
-    A prompt follows the first one that it is like and that follows no other, so rows that are added behind the others
-    change nothing for those before them.
+    So rows that are added behind the others change nothing for those before them.
     """
-    leader_P = np.arange(len(found.first_P))
-    own = leader_P.tolist()
+    own = list(range(len(found.first_P)))
     for earlier, later in found.edges[np.lexsort((found.edges[:, 0], found.edges[:, 1]))].tolist():
         if own[earlier] == earlier and own[later] == later:
             own[later] = earlier
-    return facts.prompt_B[found.first_P][np.array(own, dtype=np.int64)][found.prompt_B]
+    return np.array(own, dtype=np.int64)
+
+
+def numbers_of(facts: Facts, found: Alike, leader_P: Places) -> Hashes:
+    """The number that settles the side of each pair: that of its prompt, or of the one that it follows."""
+    return facts.prompt_B[found.first_P][leader_P][found.prompt_B]
+
+
+def held_again(found: Alike, leader_P: Places, before_P: Mask) -> Mask:
+    """Which prompts are held out because some were before: those, what they follow, and all that follows the same.
+
+    What is only like them stays a leak, so that the same set curated once more holds out the same.
+    """
+    held_P = np.zeros(len(leader_P), dtype=bool)
+    held_P[leader_P[before_P]] = True
+    return held_P[leader_P]
+
+
+def leave_out_held_before(result: Fates, found: Alike, leader_P: Places, *, before_P: Mask, held_B: Mask) -> None:
+    """Pairs that are not held out, but whose prompt was before, or is like one that was."""
+    near_P = held_again(found, leader_P, before_P)
+    for side in (0, 1):
+        near_P[found.edges[before_P[found.edges[:, side]], 1 - side]] = True
+    result.leave_out(np.flatnonzero(~held_B & near_P[found.prompt_B] & result.kept_B), "held_before")
 
 
 def leave_out_leaks(result: Fates, found: Alike, *, held_B: Mask) -> None:

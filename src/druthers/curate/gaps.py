@@ -27,6 +27,8 @@ REASONS = (
     "torn",
     "tied",
     "doubtful label",
+    "poor chosen answer",
+    "ranked wrong by far",
     "group with few pairs",
 )
 """Why a prompt is asked for, the most urgent first."""
@@ -39,12 +41,11 @@ REFUSED = {
 }
 """Reason codes of rows that curation set aside, and what they mean here."""
 DOUBTS = {
-    "D2.contradiction": "contradicted",
-    "D2.cycles": "contradicted",
-    "D6.noise": "doubtful label",
     "D6.suspects": "doubtful label",
+    "D10.stuck": "ranked wrong by far",
+    "D11.chosen": "poor chosen answer",
 }
-"""Findings whose rows name pairs that should be judged again."""
+"""Findings whose rows name pairs that should be judged again, or whose prompts should be answered anew."""
 
 Row = Mapping[str, Any]
 

@@ -71,6 +71,16 @@ UNMADE = {
 
 
 @dataclass(frozen=True)
+class Aside:
+    """Two responses of a row, by their places, that gave no pair, and the code of the reason."""
+
+    first: int
+    second: int
+    criterion: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Graded:
     """The pairs of one row, and why its other pairs of responses gave none.
 
@@ -79,13 +89,14 @@ class Graded:
     (neither response passes), "gate_unjudged", "not_selected" (by the policy's choice of pairs) and "beyond_most".
     Pairs and reasons together are as many as the row has pairs of responses, for each criterion that is graded, and
     at least one. `doubted` are the annotators one of whose answers here is probably wrong, or who always answer the
-    wrong way round.
+    wrong way round. `aside` are the pairs of responses with one of the reasons in `UNMADE`.
     """
 
     row: Candidates
     pairs: tuple[Pair, ...]
     reasons: dict[str, int]
     doubted: tuple[str, ...] = ()
+    aside: tuple[Aside, ...] = ()
 
 
 def grade(source: Source, policy: Policy, *, known: Survey | None = None) -> Iterator[Graded]:
@@ -329,6 +340,7 @@ def _row(
     reasons: Counter[str] = Counter()
     doubted: set[str] = set()
     kept: list[Choice] = []
+    aside: list[Aside] = []
     for criterion, found in streams.items():
         choices: list[Choice] = []
         for i, j in itertools.combinations(range(K), 2):
@@ -340,6 +352,7 @@ def _row(
                 reason = judged.reason
                 choices += [_oriented(row, judged, criterion)] if not reason else []
             reasons[reason] += bool(reason)
+            aside += [Aside(i, j, criterion, reason)] if reason else []
         some = _selected(row, choices, policy)
         reasons["not_selected"] += len(choices) - len(some)
         kept += some
@@ -363,6 +376,7 @@ def _row(
         ),
         {reason: count for reason, count in sorted(reasons.items()) if count},
         tuple(sorted(doubted)),
+        tuple(aside),
     )
 
 

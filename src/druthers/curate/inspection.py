@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from druthers.curate.filters import Mask
 from druthers.curate.quality import bias, cycles, margin, shortcut
 from druthers.curate.quality import hygiene as texts
 from druthers.curate.surface import NAMES as SURFACE
-from druthers.findings import finding, worst
+from druthers.findings import finding, many, verb, worst
 from druthers.records import Finding, Limits, Rows
 from druthers.stats import wilson
 
@@ -47,6 +47,14 @@ class Inspection:
     def verdict(self) -> str:
         """That of the worst finding."""
         return worst(self.findings)
+
+    def with_lines(self, name: str, lines: list[bytes]) -> Inspection:
+        """With a file about a finding, where there is something to say."""
+        return replace(self, lines={**self.lines, name: lines}) if lines else self
+
+    def rows(self, name: str) -> Rows | None:
+        """Where the lines about a finding will stand."""
+        return Rows(file=f"findings/{name}.jsonl", count=len(self.lines[name])) if name in self.lines else None
 
     def as_dict(self) -> dict[str, Any]:
         """As it is written to `quality.json`."""
@@ -102,20 +110,22 @@ def inspect(
 def repeated(reasons: Counter[str], pairs: int) -> Iterator[Finding]:
     """D1 and D2: what was left out of so many pairs because of another one."""
     for name, reason, text, limits, action in (
-        ("D1.duplicate", "duplicate", "pairs stand word for word in an earlier one", None, ""),
-        ("D1.near", "near_duplicate", "pairs are nearly an earlier one", NEAR_SHARE, "Look where the source repeats."),
-        ("D1.leak", "leak", "pairs ask what a held-out prompt asks", None, ""),
-        ("D2.contradiction", "contradiction", "pairs contradict another one", TORN_SHARE, "Have them judged again."),
+        ("D1.duplicate", "duplicate", "stand word for word in an earlier one", None, ""),
+        ("D1.near", "near_duplicate", "are nearly an earlier one", NEAR_SHARE, "Look where the source repeats."),
+        ("D1.leak", "leak", "ask what a held-out prompt asks", None, ""),
+        ("D2.contradiction", "contradiction", "contradict another one", TORN_SHARE, "Have them judged again."),
     ):
         count = reasons[reason]
-        share = wilson(count, pairs)
-        said = f"{count:,} of {pairs:,} {text}; they were set aside." if count else f"No {text}."
-        yield finding(name, share, said, unit="share", limits=limits, action=action if count else "")
+        left = "was set aside" if count == 1 else "were set aside"
+        said = f"{count:,} of {many(pairs, 'pair')} {verb(count, text)}, and {left}."
+        said = said if count else f"No pair {verb(1, text)}."
+        share = wilson(count, pairs) if count else 0.0  # that there is none is certain
+        yield finding(name, share, said, n=pairs, unit="share", limits=limits, action=action if count else "")
 
 
 def cut(counts_N5: NDArray[np.uint32], prompt_N: NDArray[np.int64], *, rows: Rows | None) -> Finding:
     """D13.limit: responses that are longer than `data.max_response`."""
-    what = "are longer than data.max_response and were cut"
+    what = "are longer than data.max_response, and cut"
     action = "Raise data.max_response: where one side is cut oftener, its end is what tells them apart."
     both = texts.sides(counts_N5[:, 3] > 0, counts_N5[:, 4] > 0, prompt_N)
     return texts.apart("limit", both, what, action=action, warn=texts.CUT_APART, rows=rows)

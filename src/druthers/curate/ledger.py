@@ -17,7 +17,9 @@ from druthers.curate.grading import UNMADE
 from druthers.records import InputError
 from druthers.storage import Line, encode
 
-BESIDE_OTHERS = ("duplicate", "near_duplicate", "contradiction", "leak", "small_margin", "between_sides")
+BESIDE_OTHERS = (
+    *("duplicate", "near_duplicate", "contradiction", "leak", "held_before", "small_margin", "between_sides"),
+)
 NEVER_A_STOP = frozenset((*BESIDE_OTHERS, "personal", "no_opinion", *UNMADE))
 """Reasons that say nothing against a row by itself."""
 AGAIN = ("one_response", "unjudged", "both_bad", "gate")
@@ -52,12 +54,13 @@ def number(where: str) -> int:
 class Ledger:
     """Counts of what was read and refused; refused rows are written to `file` with their reason.
 
-    `again` takes the prompts among them that should be answered or judged again; `days` counts rows by the day on which
-    they were made, where they say so.
+    `again` takes the prompts among them that should be answered or judged again, `unpaired` the comparisons that gave
+    no pair where others of their prompt did; `days` counts rows by the day on which they were made, where they say so.
     """
 
     file: BinaryIO
     again: BinaryIO
+    unpaired: BinaryIO
     stop: bool
     rows: int = 0
     beyond_limit: int = 0

@@ -36,8 +36,8 @@ FORM, FORM_COUNT = 0.05, 20
 prompts, half."""
 GRAM = 13
 """Words of a passage that is taken for copied."""
-SAMPLED = 2
-"""One passage in so many is looked at."""
+SAMPLED, QUOTED = 2, 16
+"""One passage of a prompt in so many is looked at, and one of a response."""
 UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
 )
@@ -160,6 +160,18 @@ def common(found: Sets, *, share: float = FORM, least: int = FORM_COUNT) -> Hash
     return hashes[count >= max(share * len(found), min(least, max(3, len(found) / 2)))]
 
 
+def among(hash_S: Hashes, some: Hashes) -> NDArray[np.bool_]:
+    """Which hashes are among some others, which are sorted.
+
+    >>> among(np.array([3, 1, 9], dtype=np.uint64), np.array([1, 4], dtype=np.uint64)).tolist()
+    [False, True, False]
+    """
+    if not len(some):
+        return np.zeros(len(hash_S), dtype=bool)
+    at = np.minimum(np.searchsorted(some, hash_S), len(some) - 1)
+    return np.asarray(some[at] == hash_S)
+
+
 def without(found: Sets, left_out: Hashes) -> Sets:
     """The sets without some hashes, which are sorted; a set that would be empty stays as it is.
 
@@ -169,8 +181,7 @@ def without(found: Sets, left_out: Hashes) -> Sets:
     """
     if not len(left_out):
         return found
-    at = np.minimum(np.searchsorted(left_out, found.hash_S), len(left_out) - 1)
-    stays = left_out[at] != found.hash_S
+    stays = ~among(found.hash_S, left_out)
     stays |= (np.bincount(found.owner_S[stays], minlength=len(found)) == 0)[found.owner_S]
     return Sets(found.hash_S[stays], np.concatenate([[0], np.cumsum(stays)])[found.at])
 
@@ -220,29 +231,36 @@ def signatures(found: Sets, *, count: int = SIGNATURE) -> NDArray[np.uint32]:
 def candidates(signature_NK: NDArray[np.uint32], *, least: float) -> Places:
     """Pairs of texts (M, 2), the earlier first, that agree in a band and in at least `least` of all hashes.
 
-    In a band, each text is held against the first that has its key, and against the one before it in the order of the
-    next band: a thousand copies give two thousand pairs, not half a million.
+    In a band, each text is held against the first that has its key, the last before it that has, and the last before it
+    that has the key of the next band too: a thousand copies give two thousand pairs, not half a million, and texts that
+    come later take none away.
     """
     N, K = signature_NK.shape
     usable = np.flatnonzero(~(signature_NK == 0xFFFFFFFF).all(1))
     keys = [band_key(signature_NK[usable, k : k + BAND]) for k in range(0, K, BAND)]
     found = np.zeros(0, dtype=np.int64)
     for own, following in zip(keys, keys[1:] + keys[:1], strict=True):
-        order = np.lexsort((following, own))
-        same = own[order][1:] == own[order][:-1]
-        later = np.flatnonzero(same) + 1
-        group = np.concatenate([[0], np.cumsum(~same)]) if len(order) else order
-        first = np.full(int(group[-1]) + 1 if len(order) else 0, N)
-        np.minimum.at(first, group, order)
-        codes = [found]
-        for other in (order[later - 1], first[group[later]]):
-            a, b = usable[other], usable[order[later]]
-            apart = a != b
-            codes.append(np.minimum(a, b)[apart] * N + np.maximum(a, b)[apart])
-        found = once(np.concatenate(codes))
+        last, first, later = before(own)
+        last_of_both, _, later_of_both = before(mixed(own + mixed(following)))
+        earlier, later = np.concatenate([last, first, last_of_both]), np.concatenate([later, later, later_of_both])
+        found = once(np.concatenate([found, usable[earlier] * N + usable[later]]))
     pairs = np.column_stack(np.divmod(found, N)) if N else np.zeros((0, 2), dtype=np.int64)
     enough: NDArray[np.bool_] = agreeing(signature_NK, pairs) >= least * K
     return pairs[enough]
+
+
+def before(key_N: Hashes) -> tuple[Places, Places, Places]:
+    """For each item whose key stands before it: the last one with it, the first one with it, and its own place.
+
+    >>> [each.tolist() for each in before(np.array([7, 5, 7, 7], dtype=np.uint64))]
+    [[0, 2], [0, 0], [2, 3]]
+    """
+    order = np.argsort(key_N, kind="stable")
+    again = np.flatnonzero(key_N[order][1:] == key_N[order][:-1]) + 1
+    start = np.arange(len(order))
+    start[again] = 0
+    first = order[np.maximum.accumulate(start)]
+    return order[again - 1], first[again], order[again]
 
 
 def band_key(part_NB: NDArray[np.uint32]) -> Hashes:
@@ -327,3 +345,34 @@ def passages(found: Sets) -> Sets:
     chosen = every.hash_S % np.uint64(SAMPLED) == 0
     at = np.concatenate([[0], np.cumsum(chosen)])[every.at]
     return Sets(every.hash_S[chosen], at)
+
+
+def quotations(found: Sets, pairs: Sets) -> Sets:
+    """One in `QUOTED` of the passages of `GRAM` words, chosen by their first two words, whose hashes are `pairs`.
+
+    Fewer passages than `passages` hashes at all, as responses are many and long; `pairs` are what `features` gives.
+    """
+    mark_S = np.flatnonzero(pairs.hash_S % np.uint64(QUOTED) == 0)
+    owner_S = np.searchsorted(pairs.at, mark_S, side="right") - 1
+    start_S = found.at[owner_S] + mark_S - pairs.at[owner_S]
+    whole = start_S + GRAM <= found.at[owner_S + 1]
+    start_S, owner_S = start_S[whole], owner_S[whole]
+    hash_S = np.zeros(len(start_S), dtype=np.uint64)
+    for step in range(GRAM):
+        hash_S = mixed(hash_S * np.uint64(0x9E3779B97F4A7C15) + found.hash_S[start_S + step])
+    count = np.bincount(owner_S, minlength=len(found))
+    return Sets(hash_S, np.concatenate([[0], np.cumsum(count)]).astype(np.int64))
+
+
+def wholes(found: Sets) -> Hashes:
+    """One number for the words of each text in their order, 0 for one of fewer than `GRAM` words.
+
+    >>> long = "the answer is as long as a passage that is taken for copied, so it counts"
+    >>> a, b, short = wholes(words([long, long.upper(), "Yes."])).tolist()
+    >>> a == b, short
+    (True, 0)
+    """
+    count = np.diff(found.at)
+    place_S = (np.arange(len(found.hash_S)) - np.repeat(found.at[:-1], count)).astype(np.uint64)
+    summed = np.concatenate([[np.uint64(0)], np.cumsum(mixed(found.hash_S + place_S * np.uint64(0x9E3779B97F4A7C15)))])
+    return np.where(count >= GRAM, summed[found.at[1:]] - summed[found.at[:-1]], np.uint64(0))

@@ -22,7 +22,7 @@ import numpy as np
 from druthers import storage
 from druthers.curate.gather import Placed, gather, together
 from druthers.curate.gold import Gold
-from druthers.curate.grading import UNMADE, Graded, Policy, Survey, grade
+from druthers.curate.grading import UNMADE, Aside, Graded, Policy, Survey, grade
 from druthers.curate.importers import GATHERED, Importer, RowFault
 from druthers.curate.ledger import Ledger, Refusal, number, refusal
 from druthers.curate.opinions import Misfit, spoken
@@ -217,14 +217,17 @@ class Made:
 class Tally:
     """What became of the comparisons of all items: pairs, or the reasons why not.
 
-    `unmade` are the items that gave no pair, `doubted` lines about items by annotator.
+    `unmade` are the items that gave no pair, `doubted` lines about items by annotator. `unpaired` counts by reason the
+    comparisons that gave none where others of their item did; they are written to `into` as they are added.
     """
 
     policy: Policy
+    into: BinaryIO | None = None
     items: int = 0
     unmade: int = 0
     pairs: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    unpaired: Counter[str] = field(default_factory=Counter)
     doubted: dict[str, list[bytes]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -235,6 +238,7 @@ class Tally:
             "comparisons": self.pairs + sum(self.reasons.values()),
             "pairs": self.pairs,
             "reasons": dict(sorted(self.reasons.items())),
+            "unpaired": dict(sorted(self.unpaired.items())),
             "policy": self.policy.version,
         }
 
@@ -246,6 +250,7 @@ class Tally:
             unmade=self.unmade + other.unmade,
             pairs=self.pairs + other.pairs,
             reasons=self.reasons + other.reasons,
+            unpaired=self.unpaired + other.unpaired,
         )
 
     def add(self, made: Graded, *, where: str) -> None:
@@ -254,9 +259,22 @@ class Tally:
         self.unmade += not made.pairs
         self.pairs += len(made.pairs)
         self.reasons.update(made.reasons)
+        for each in made.aside if made.pairs else ():
+            self.unpaired[each.reason] += 1
+            if self.into is not None:
+                self.into.write(encode(unpaired(made.row, each, where=where)))
         for annotator in made.doubted:
             about = {"where": where, "annotator": annotator, "pair_ids": [pair.id for pair in made.pairs]}
             self.doubted.setdefault(annotator, []).append(encode(about))
+
+
+def unpaired(row: Candidates, aside: Aside, *, where: str) -> dict[str, Any]:
+    """A comparison that gave no pair, as it is written to `unpaired.jsonl`."""
+    line = row.line()
+    about = {"where": where, "reason": aside.reason, "why": UNMADE[aside.reason]}
+    about |= {"criterion": aside.criterion} if aside.criterion else {}
+    about |= {name: line[name] for name in ("prompt", "group") if name in line}
+    return about | {"responses": [line["responses"][place] for place in (aside.first, aside.second)]}
 
 
 def pairs(found: Pool, policy: Policy, known: Survey, tally: Tally, *, gold: Gold | None = None) -> Iterator[Made]:

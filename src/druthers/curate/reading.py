@@ -55,13 +55,17 @@ class Read:
 
 @dataclass(frozen=True)
 class Reader:
-    """What a process does with rows of one source; `shared` is what many prompts have (`facts.form_of`)."""
+    """What a process does with rows of one source; `shared` is what many prompts have (`facts.form_of`).
+
+    `looked_at` are the ids of pairs whose personal data stays, as somebody found that it is none.
+    """
 
     importer: Importer
     tokenizer: BlockTokenizer
     seed: int
     shared: Hashes
     personal: Literal["keep", "redact", "drop"] = "keep"
+    looked_at: frozenset[str] = frozenset()
 
     def __call__(self, job: Job) -> Read:
         """Raises the InputError it is given."""
@@ -91,10 +95,13 @@ class Reader:
         return done
 
     def cleared(self, found: Sequence[tuple[Line, Pair]], done: Read) -> list[tuple[Line, Pair]]:
-        """Pairs without personal data: those that hold some are redacted or refused."""
+        """Pairs without personal data: those that hold some are redacted or refused, and then written as pairs of ours.
+
+        So they can be put back.
+        """
         clean: list[tuple[Line, Pair]] = []
         for line, pair in found:
-            kinds = kinds_in(pair)
+            kinds = Counter() if pair.id in self.looked_at else kinds_in(pair)
             try:
                 if kinds and self.personal == "drop":
                     listed = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
@@ -103,7 +110,7 @@ class Reader:
                 done.redacted.update(kinds)
                 done.repaired += bool(kinds)
             except RowFault as fault:
-                done.refusals.append(Refusal(line.where, fault.reason, str(fault), line.row or pair.line()))
+                done.refusals.append(Refusal(line.where, fault.reason, str(fault), pair.line()))
         return clean
 
     def read(self, run: Run, done: Read) -> list[tuple[Line, Pair]]:

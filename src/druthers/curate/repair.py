@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +17,24 @@ from druthers.curate.importers import RowFault
 from druthers.records import InputError, Message, Pair
 
 SIDES = ("prompt", "chosen", "rejected")
-KEPT = ("duplicate", "near_duplicate", "contradiction", "small_margin")
+KEPT = ("duplicate", "near_duplicate", "contradiction", "small_margin", "personal")
 """Reasons for which a pair that is set aside can be put back as it is."""
+WHY_NOT = {
+    "leak": "its prompt is held out, so a model that is trained on it would be measured on what it has seen",
+    "held_before": "its prompt was held out before, so a model that is trained on it would be measured on what it has "
+    "seen; data.held_before says by which files",
+    "between_sides": "its prompt means nearly what one of the other side means, so it would be trained on and measured "
+    "at once",
+}
+"""Why others cannot be, where looking at them changes nothing."""
+
+
+@dataclass(frozen=True)
+class Back:
+    """Pairs that are put back, by id: all of them, and those whose personal data stays as it is."""
+
+    id_K: NDArray[np.bytes_]
+    personal: frozenset[str]
 
 
 def kinds_in(pair: Pair) -> Counter[str]:
@@ -47,19 +64,23 @@ def redacted(pair: Pair) -> Pair:
         raise RowFault("same_response", "chosen equals rejected once the personal data in them is redacted") from None
 
 
-def put_back(paths: Iterable[str]) -> NDArray[np.bytes_]:
-    """The ids of the pairs on some lines of rejected.jsonl, which no filter sets aside again.
+def put_back(paths: Iterable[str]) -> Back:
+    """The pairs on some lines of rejected.jsonl, which no filter sets aside again.
 
-    Raises InputError for a line that is none, or whose reason says that the row is no pair.
+    Raises InputError for a line that is none, whose pair would stand on both sides, or whose reason says that the row
+    is no pair.
     """
-    ids = []
+    ids: dict[str, set[str]] = {reason: set() for reason in KEPT}
     for path in paths:
         for where, line in storage.rows(path):
             row, reason = line.get("row"), line.get("reason")
+            if isinstance(reason, str) and reason in WHY_NOT:
+                raise InputError(f"{where}: a pair with the reason {reason!r} cannot be put back: {WHY_NOT[reason]}")
             if reason not in KEPT or not isinstance(row, dict) or not isinstance(row.get("id"), str):
                 raise InputError(
                     f"{where}: only lines of rejected.jsonl with the reasons {', '.join(KEPT)} can be put back, not "
                     f"{reason!r}; correct such a row and give it as another source"
                 )
-            ids.append(row["id"].encode())
-    return np.array(sorted(set(ids)), dtype=ID)
+            ids[reason].add(row["id"])
+    every = sorted(name.encode() for name in set().union(*ids.values()))
+    return Back(np.array(every, dtype=ID), frozenset(ids["personal"]))

@@ -16,7 +16,7 @@ MOSTLY = 0.5
 CONFLICTING = 0.2
 """From this share of comparisons on, criteria are in conflict."""
 FAR = -2.5
-"""Nats a token below which the chosen side is far from what the model would say, where D12.logprob has no limits."""
+"""Nats a token below which the chosen side is far from what the model would say; D12.logprob has no limits itself."""
 GRADED = 0.1
 """From this share of graded pairs, or of label noise, the grading decides the loss."""
 MORE_THUMBS = 4
@@ -26,13 +26,13 @@ SLIGHT = 0.01
 CLEAR = 0.005
 """A gain from doubling the data whose lower limit is above this is there."""
 CUT = 0.01
-"""A share of cut responses above this is worth a word, as is such a distance between the sides."""
-LONGER = 0.6
-"""A share of pairs with a longer chosen side above this is worth a word."""
+"""A share of cut responses above this is worth a word."""
 
 COLLECT = "druthers advise {run} --prompts collect.jsonl"
-RESAMPLE = "druthers sample collect.jsonl -o candidates.jsonl -n 4"
-"""New answers of a model to the prompts of a file."""
+RESAMPLE = f"{COLLECT} && {{export}}druthers sample collect.jsonl{{model}} -o candidates.jsonl -n 4"
+"""New answers of the model to the prompts that something is wrong with."""
+FRESH = "{export}druthers sample {run}/data/train.jsonl{model} -o candidates.jsonl -n 4"
+"""New answers of the model to the prompts of the training pairs."""
 
 SOURCES = {
     "2305.18290": "DPO. Where no SFT model of the preference data exists, the reference is first trained on the chosen "
@@ -78,19 +78,26 @@ SOURCES = {
 def far_from_model(e: Evidence) -> bool:
     """Whether the chosen side is far from what the model would say."""
     found = e.one("D12.logprob")
-    if found is None or found.limits is not None:
-        return e.bad("D12.logprob")
-    return found.value is not None and (found.value if found.high is None else found.high) < FAR
+    return found is not None and found.high is not None and found.high < FAR
 
 
 def is_taste(e: Evidence) -> bool:
-    """Whether people agree within groups better than over all of them, beyond both intervals."""
-    whole = next((f for f in e.all("D3.alpha") if not f.slice), None)
-    within = [f for f in e.all("D3.alpha") if set(f.slice) & {"group", "cohort"}]
-    if whole is None or whole.high is None or whole.status == "pass" or len(within) < 2:
+    """Whether groups differ on more comparisons than wrong answers within them explain.
+
+    Items are judged by one group each, so D3.noise is the noise within groups; at a noise e two answers differ on
+    2 e (1 - e) of the comparisons.
+    """
+    noise = e.one("D3.noise")
+    if e.tastes is None or noise is None or noise.high is None:
         return False
-    limit = whole.high
-    return all(f.low is not None and f.low > limit for f in within)
+    wrong = min(noise.high, 0.5)
+    return e.tastes.low > max(CONFLICTING, 2 * wrong * (1 - wrong))
+
+
+def mostly_poor(e: Evidence) -> bool:
+    """Whether most of the chosen answers are poor, beyond the interval."""
+    found = e.one("D11.chosen")
+    return found is not None and found.low is not None and found.low > MOSTLY
 
 
 def few_prompts(e: Evidence) -> bool:
@@ -129,20 +136,10 @@ METHOD = Question(
     wants=(("pairs",), ("D1.leak",), ("D12.logprob",)),
     rules=(
         Rule(
-            id="A1.leak-first",
-            fires="D1.leak fails",
-            when=lambda e: e.fails("D1.leak"),
-            answer="Do not train yet: held-out prompts are among the training pairs.",
-            because="Whatever is trained, the numbers measured on such prompts would say how well it remembers.",
-            needs=("D1.leak",),
-            action="druthers curate {options} --run {run}-clean",
-            sources=("default",),
-        ),
-        Rule(
             id="A1.thumbs",
             fires=f"single answers with a thumb are at least {MORE_THUMBS} times as many as the training pairs",
             when=lambda e: e.pairs is not None and e.unpaired >= max(1, MORE_THUMBS * e.pairs),
-            answer="KTO on the {unpaired} single answers: DPO cannot use them, and pairing answers of different "
+            answer="KTO on the {n_unpaired}: DPO cannot use them, and pairing answers of different "
             "prompts would invent comparisons.",
             because="KTO learns from single good and bad answers and was as good as learning from pairs (arXiv "
             f"2402.01306). {NO_TRAINER} To use DPO, put two answers to one prompt before people.",
@@ -151,17 +148,18 @@ METHOD = Question(
         ),
         Rule(
             id="A1.taste",
-            fires="D3.alpha on the whole is at warning or failure, and that of every group lies above its interval",
+            fires=f"the interval of the share of comparisons on which groups differ lies above {CONFLICTING:.0%}, and "
+            "above what noise explains: 2 e (1 - e), with e the upper limit of D3.noise",
             when=is_taste,
             answer="One model for each group, or group-robust DPO: people disagree between groups, not within them.",
             because="Averaging tastes teaches a preference nobody has. Group-robust DPO improved the worst group "
             "(arXiv 2405.20304); druthers has no such loss, but trains a model for each group (`group` of the pairs).",
-            needs=("D3.alpha",),
+            needs=("tastes", "D3.noise"),
             sources=("2405.20304",),
         ),
         Rule(
             id="A1.guidelines-first",
-            fires="D3.alpha fails on the whole",
+            fires="D3.alpha fails (of several criteria the overall one, where there is one, decides)",
             when=lambda e: e.fails("D3.alpha"),
             answer="Do not train yet: write down what is better, and let people judge again.",
             because="They agree hardly more than chance would, so a model can learn little but noise, and no number "
@@ -174,17 +172,17 @@ METHOD = Question(
             fires=f"the interval of the share of ties lies above {MOSTLY:.0%}",
             when=lambda e: e.ties is not None and e.ties.low > MOSTLY,
             answer="Do not train yet: most comparisons are ties; collect candidates that differ more.",
-            because="A tie trained as a preference degrades DPO (arXiv 2409.17431), one with p = 0.5 pulls to the "
-            "reference. Answers of several models, temperatures or prompts differ more.",
+            because="A tie trained as a preference degrades DPO (arXiv 2409.17431); one with p = 0.5 holds the policy "
+            "to the reference. Answers of several models, temperatures or prompts differ more.",
             needs=("ties", "D11.both_bad"),
             action=RESAMPLE,
             sources=("2409.17431", "default"),
         ),
         Rule(
             id="A1.chosen-first",
-            fires="D11.chosen fails",
-            when=lambda e: e.fails("D11.chosen"),
-            answer="Do not train yet: too many of the chosen responses are not good; collect better ones.",
+            fires=f"the interval of D11.chosen lies above {MOSTLY:.0%}",
+            when=mostly_poor,
+            answer="Do not train yet: most of the chosen responses are not good; collect better ones.",
             because="The quality of the chosen side decides what DPO reaches (arXiv 2508.18312), and a better rejected "
             "side does not make up for it.",
             needs=("D11.chosen", "D11.both_bad"),
@@ -205,21 +203,20 @@ METHOD = Question(
         ),
         Rule(
             id="A1.sft-first",
-            fires=f"D12.logprob is at warning or failure; without limits of its own, its interval lies below {FAR} "
-            "nats a token",
+            fires=f"the interval of D12.logprob lies below {FAR} nats a token",
             when=far_from_model,
             answer="SFT on the chosen responses first, or pairs sampled from the model itself; then DPO.",
             because="The chosen responses are far from what this model would say. The DPO paper trains the reference "
             "on them where it did not make them (arXiv 2305.18290), and on-policy pairs did better than foreign ones "
             "(arXiv 2404.14367). SFT takes another trainer; its result goes into model.path.",
             needs=("D12.logprob", "D12.onpolicy"),
-            action=RESAMPLE,
+            action=FRESH,
             sources=("2305.18290", "2404.14367", "default"),
         ),
         Rule(
             id="A1.online",
             fires="several rounds are planned and a rubric judges the answers",
-            when=lambda e: e.rounds > 1 and e.rubric and (e.pairs or 0) > 0,
+            when=lambda e: e.rounds > 1 and bool(e.rubric) and (e.pairs or 0) > 0,
             answer="DPO round by round on fresh answers, judged by the rubric; RLOO or PPO on a reward model are worth "
             "a comparison.",
             because="Feedback on the current model's own answers beat one fixed set of pairs (arXiv 2402.04792); a "
@@ -227,8 +224,7 @@ METHOD = Question(
             "in general (arXiv 2406.09279), and RLOO is simpler than PPO (arXiv 2402.14740). druthers has `sample` "
             "and `judge` for the first; reward models and RL take another trainer.",
             needs=("pairs", "D12.onpolicy"),
-            action="druthers sample collect.jsonl -o candidates.jsonl -n 4 && druthers judge candidates.jsonl "
-            "-o pairs.jsonl",
+            action=f"{FRESH} && druthers judge candidates.jsonl -o pairs.jsonl --rubric {{rubric}}",
             sources=("2402.04792", "2404.10719", "2406.09279", "2402.14740"),
         ),
         Rule(
@@ -239,7 +235,7 @@ METHOD = Question(
             because="Pairs of an earlier model say less about the newer one; pairs sampled from the model itself did "
             "better (arXiv 2404.14367). Without a rubric or reward model no method can learn between the rounds.",
             needs=("pairs", "D12.onpolicy"),
-            action=RESAMPLE,
+            action=FRESH,
             sources=("2404.14367",),
         ),
         Rule(
@@ -250,7 +246,7 @@ METHOD = Question(
             because="Few prompts show style. A system prompt with three examples matched tuned models (arXiv "
             "2312.01552), so compare with one; an adapter learns less and forgets less (arXiv 2405.09673). Margins of "
             "graded pairs help most when pairs are few (arXiv 2402.10571).",
-            needs=("prompts", "pairs"),
+            needs=("pairs", "prompts"),
             action="druthers align {options} --run {run}-lora model.adapter=lora",
             sources=("2312.01552", "2405.09673", "2402.10571", "default"),
         ),
@@ -285,7 +281,7 @@ METHOD = Question(
         fires="none of the others, and training pairs, D1.leak and D12.logprob are known",
         when=lambda e: True,
         answer="DPO fits.",
-        because="There are pairs, none of their prompts leaks, and the chosen side is within the model's reach. A "
+        because="There are pairs, no prompt of theirs is held out, and the chosen side is within the model's reach. A "
         "tuned PPO may reach more at a higher price (arXiv 2404.10719); better data brought more than either (arXiv "
         "2406.09279).",
         needs=("pairs", "D1.leak", "D12.logprob", "D3.alpha"),
@@ -317,20 +313,31 @@ CLEAN = Question(
     rules=(
         Rule(
             id="A2.leak",
-            fires="D1.leak is at warning or failure",
-            when=lambda e: e.bad("D1.leak"),
-            answer="No: prompts stand on both sides of the split.",
-            because="Held-out numbers would be too good. Split by prompt, alike prompts together.",
-            needs=("D1.leak",),
+            fires="D1.held_before is at warning or failure",
+            when=lambda e: e.bad("D1.held_before"),
+            answer="Not beside the other runs: prompts that one of them holds out are trained on here.",
+            because="On such prompts a comparison of the models would say how well this one remembers. data.heldout "
+            "with the heldout.jsonl of that run holds them out again. Leaks within this run were set aside.",
+            needs=("D1.held_before", "D1.leak"),
+            sources=("default",),
+        ),
+        Rule(
+            id="A2.responses",
+            fires="D1.response_leak is at warning or failure",
+            when=lambda e: e.bad("D1.response_leak"),
+            answer="No: held-out responses are trained on under other prompts.",
+            because="Held-out numbers would tell in part how well they are remembered. Hold out other pairs, or leave "
+            "the training pairs that have them out.",
+            needs=("D1.response_leak",),
             sources=("default",),
         ),
         Rule(
             id="A2.duplicates",
-            fires="D1.duplicate, D1.near or D1.semantic is at warning or failure",
-            when=lambda e: e.bad("D1.duplicate", "D1.near", "D1.semantic"),
-            answer="No: pairs repeat one another.",
-            because="Repeated pairs count as evidence once and weigh as often as they stand there; the number of rows "
-            "says little (arXiv 2409.09603).",
+            fires="D1.near or D1.semantic is at warning or failure",
+            when=lambda e: e.bad("D1.near", "D1.semantic"),
+            answer="No: the source repeats itself.",
+            because="Near copies were set aside; prompts that mean the same were not. Pairs that repeat others are no "
+            "further evidence and weigh as often as they stand there; row counts say little (arXiv 2409.09603).",
             needs=("D1.duplicate", "D1.near", "D1.semantic"),
             sources=("2409.09603",),
         ),
@@ -339,8 +346,9 @@ CLEAN = Question(
             fires="D2.contradiction or D2.cycles is at warning or failure",
             when=lambda e: e.bad("D2.contradiction", "D2.cycles"),
             answer="No: pairs contradict one another; let those prompts be judged again.",
-            because="Of a pair and its opposite the loss learns neither.",
-            needs=("D2.contradiction", "D2.cycles", "D3.noise"),
+            because="A pair and its opposite were set aside, since the loss learns neither, and preferences that go in "
+            "a circle fit no reward; where there are that many, others that were judged once are wrong as well.",
+            needs=("D2.contradiction", "D3.noise"),
             action=COLLECT,
             sources=("default",),
         ),
@@ -355,23 +363,22 @@ CLEAN = Question(
         ),
         Rule(
             id="A2.noise",
-            fires="D3.noise or D6.noise is at warning or failure",
-            when=lambda e: e.bad("D3.noise", "D6.noise"),
-            answer="No: labels are noisy.",
-            because="By the agreement of people, {noise} of the labels are the wrong way round: no accuracy measured "
-            "on them can pass {ceiling}, and {inflation} times as many are worth as much as clean ones (arXiv "
-            "2403.00409). Judge the suspects again, or give them a p below 1.",
-            needs=("D3.noise", "D6.noise"),
+            fires="D6.noise is at warning or failure",
+            when=lambda e: e.bad("D6.noise"),
+            answer="No: labels look noisy.",
+            because="Of labels of which a share e is wrong, a model learns as from 1 / (1 - 2 e)^2 times fewer (arXiv "
+            "2403.00409). {noise_said}Have the suspects judged again.",
+            needs=("D6.noise", "D6.suspects", "D3.noise"),
             action=COLLECT,
             sources=("2403.00409",),
         ),
         Rule(
             id="A2.annotators",
-            fires="D3.annotator is at warning or failure for someone",
-            when=lambda e: e.bad("D3.annotator"),
-            answer="No: some annotators agree with the others too little: {annotators}.",
+            fires="D3.annotator or D6.gold is at warning or failure for someone",
+            when=lambda e: bool(e.weak()),
+            answer="No: some annotators agree too little with the others, or with gold answers: {annotators}.",
             because="Talk to them before leaving their judgements out: a minority may be right.",
-            needs=("D3.annotator",),
+            needs=("D3.annotator", "D6.gold"),
             sources=("default",),
         ),
         Rule(
@@ -386,8 +393,8 @@ CLEAN = Question(
         ),
         Rule(
             id="A2.chosen",
-            fires="D11.chosen or D11.both_bad is at warning or failure",
-            when=lambda e: e.bad("D11.chosen", "D11.both_bad"),
+            fires="D11.chosen is at warning or failure",
+            when=lambda e: e.bad("D11.chosen"),
             answer="No: some chosen responses are only the better of two bad ones.",
             because="What the chosen side is worth decides what DPO reaches (arXiv 2508.18312).",
             needs=("D11.chosen", "D11.both_bad"),
@@ -400,6 +407,7 @@ CLEAN = Question(
             answer="No: there is personal data in it.",
             because="A model may repeat what it was trained on. Replace it before training.",
             needs=("D13.personal",),
+            action="druthers curate {options} --run {run}-redacted data.personal=redact",
             sources=("default",),
         ),
         Rule(
@@ -416,7 +424,7 @@ CLEAN = Question(
             fires="a finding of this question passes, but its interval lies on both sides of a limit",
             when=lambda e: bool(undecided(e)),
             answer="Not decided: some numbers rest on too few rows.",
-            because="Their intervals lie on both sides of a limit; each says how many rows would decide.",
+            because="Their intervals lie on both sides of a limit.",
             needs=lambda e: undecided(e),
             sources=("default",),
         ),
@@ -450,30 +458,28 @@ HELD_OUT = Question(
             id="A3h.short",
             fires="fewer held-out prompts than the improvement takes at 80 % power and the 5 % level",
             when=lambda e: e.heldout_prompts is not None and e.heldout_prompts < e.accuracy_needs,
-            answer="Not one of {points} points: that takes {accuracy_needs} held-out prompts, {more_heldout} more.",
-            because="{heldout_prompts} prompts show {detects} of accuracy at least. Rows of one prompt are counted "
-            "once, as if they agreed (arXiv 2411.00640); noise in the labels ({noise}) hides its part.",
-            needs=("heldout_prompts", "accuracy", "D3.noise"),
+            answer="Not one of {points}: that takes {accuracy_needs} held-out prompts, {more_heldout} more.",
+            because="{detects} Rows of one prompt count once, as if they agreed (arXiv 2411.00640). {hidden}",
+            needs=("accuracy", "D3.noise"),
             sources=("2411.00640",),
         ),
         Rule(
             id="A3h.asked",
             fires="the held-out prompts are enough, but fewer than the improvement takes are answered and judged",
-            when=lambda e: e.asked is not None and e.rubric and e.asked < e.win_rate_needs,
-            answer="In accuracy yes, as a win rate no: {asked} prompts are answered, and {points} points take "
-            "{win_rate_needs}.",
-            because="{asked} prompts show {detects_wins} of win rate at least (arXiv 2411.00640).",
+            when=lambda e: e.asked is not None and bool(e.rubric) and e.asked < e.win_rate_needs,
+            answer="In accuracy yes, as a win rate no: {n_asked} answered, and {points} take {win_rate_needs}.",
+            because="{detects_wins} (arXiv 2411.00640)",
             needs=("asked", "heldout_prompts", "ties"),
-            action="druthers align {options} --run {fresh} evaluate.count={win_rate_needs}",
+            action="druthers align {options} --run {fresh} evaluate.count={count_needs}",
             sources=("2411.00640",),
         ),
         Rule(
             id="A3h.enough",
             fires="the held-out prompts are at least as many as the improvement takes",
             when=lambda e: e.heldout_prompts is not None and e.heldout_prompts >= e.accuracy_needs,
-            answer="Yes, {points} points: that takes {accuracy_needs} prompts, and there are {heldout_prompts}.",
-            because="They show {detects} of accuracy at least; rows of one prompt are counted once (arXiv 2411.00640).",
-            needs=("heldout_prompts", "accuracy", "D3.noise"),
+            answer="Yes, one of {points}: that takes {accuracy_needs} prompts, and there are {heldout_prompts}.",
+            because="{detects} Rows of one prompt count once (arXiv 2411.00640). {hidden}",
+            needs=("accuracy", "D3.noise"),
             sources=("2411.00640",),
         ),
     ),
@@ -482,7 +488,7 @@ HELD_OUT = Question(
         id="A3h.unknown",
         fires="none of the others",
         when=lambda e: True,
-        answer="Not known. An improvement of {points} points takes {accuracy_needs} held-out prompts.",
+        answer="Not known. An improvement of {points} takes {accuracy_needs} held-out prompts.",
         because="Nothing is curated yet.",
         action="druthers curate {options} --run {run}",
     ),
@@ -498,20 +504,29 @@ PROMPTS = Question(
             id="A3p.few",
             fires=f"fewer than {FEW_PROMPTS} different prompts",
             when=few_prompts,
-            answer="Few: {prompts} prompts show a style, not how to meet what else is asked.",
+            answer="They are few: from {n_prompts} a model can learn a style, not how to meet what else is asked.",
             because="Pairs of one prompt repeat it; what counts is how many different ones there are.",
-            needs=("prompts", "pairs", "D7.effective", "D8.diversity"),
-            action=COLLECT,
+            needs=("pairs", "prompts", "D7.effective", "D8.diversity"),
             sources=("default",),
         ),
         Rule(
             id="A3p.crowded",
-            fires="D7.effective or D7.crowded is at warning or failure",
-            when=lambda e: e.bad("D7.effective", "D7.crowded"),
-            answer="Fewer than it looks: some prompts hold many of the pairs.",
-            because="The effective number of pairs is what weights and repeated prompts leave of it (arXiv "
-            "2409.09603). Give each prompt the same weight in all, or drop pairs of the crowded ones.",
-            needs=("D7.effective", "D7.crowded", "prompts", "pairs"),
+            fires="D7.prompts is at warning or failure",
+            when=lambda e: e.bad("D7.prompts"),
+            answer="Fewer than it looks: some prompts weigh much more than others.",
+            because="What repeated prompts and weights leave is what counts (arXiv 2409.09603). Give each prompt the "
+            "same weight in all, or drop pairs of the crowded ones.",
+            needs=("D7.prompts", "D7.crowded", "pairs", "prompts"),
+            sources=("2409.09603",),
+        ),
+        Rule(
+            id="A3p.uneven",
+            fires="D7.effective is at warning or failure",
+            when=lambda e: e.bad("D7.effective"),
+            answer="Their pairs say less than it looks: weights differ widely, or many pairs are ties.",
+            because="A pair counts by its weight and by how sure it is which response is better; that is what is there "
+            "to learn from, not the number of rows (arXiv 2409.09603).",
+            needs=("D7.effective", "pairs", "prompts"),
             sources=("2409.09603",),
         ),
     ),
@@ -519,9 +534,9 @@ PROMPTS = Question(
         id="A3p.spread",
         fires="none of the others, and prompts and D7.effective are known",
         when=lambda e: True,
-        answer="They are well spread: {pairs} pairs over {prompts} prompts.",
-        because="Whether that is enough to learn from is the question after the next but one.",
-        needs=("prompts", "pairs", "D7.effective", "D7.crowded"),
+        answer="They are well spread: {n_pairs} over {n_prompts}.",
+        because="Whether they are enough to learn from is asked below: How many more pairs?",
+        needs=("D7.effective", "D7.prompts", "D7.crowded"),
     ),
     unknown=Rule(
         id="A3p.unknown",
@@ -529,7 +544,7 @@ PROMPTS = Question(
         when=lambda e: True,
         answer="Not known.",
         because="The number of pairs alone does not say it.",
-        needs=("prompts", "pairs"),
+        needs=("pairs", "prompts"),
     ),
 )
 
@@ -543,17 +558,16 @@ GROUPS = Question(
             id="A3g.short",
             fires="a group has fewer held-out prompts than the improvement takes",
             when=lambda e: bool(e.short_groups()),
-            answer="Not to see {points} points in each: {short_groups} at least.",
+            answer="Not to see {points} in each of them. The least they show: {short_groups}.",
             because="A mean over all groups can hide that one of them got worse; report the worst (arXiv 2405.20304).",
             needs=("D3.noise",),
-            action=COLLECT,
             sources=("2405.20304",),
         ),
         Rule(
             id="A3g.enough",
             fires="every group has as many held-out prompts as the improvement takes",
             when=lambda e: bool(e.groups) and not e.short_groups(),
-            answer="Yes: {points} points would be seen in each of them.",
+            answer="Yes: {points} would be seen in each of them.",
             because="Each is large enough to be read by itself; with many groups expect some false alarms.",
             needs=("D3.noise",),
         ),
@@ -592,7 +606,6 @@ MORE = Question(
             because="{target} would take {reach}. A power law with a ceiling (arXiv 1712.00409) through runs of "
             "{sizes} pairs; it holds for these pairs, this model and these settings.",
             needs=("accuracy",),
-            action=COLLECT,
             sources=("1712.00409", "default"),
         ),
         Rule(
@@ -622,7 +635,7 @@ MORE = Question(
         fires="none of the others",
         when=lambda e: True,
         answer="Not known: how accuracy grows with pairs differs from data set to data set and has to be measured.",
-        because="Train on a quarter, a half and all of the pairs, then ask again with --runs.",
+        because="Train on a quarter, a half and all of the pairs, then ask again with --runs. {too_small}",
         action="{smaller}",
     ),
 )
@@ -637,21 +650,12 @@ NEXT = Question(
             id="A5.coverage",
             fires="D8.coverage or D8.shift is at warning or failure",
             when=lambda e: e.bad("D8.coverage", "D8.shift"),
-            answer="What is asked in production and has no pair near it.",
+            answer="Pairs for what is asked in production and has none near it.",
             because="DPO may favour responses that its data do not cover (arXiv 2404.10719), and nothing here says how "
             "the model answers there.",
             needs=("D8.coverage", "D8.shift"),
             action=COLLECT,
             sources=("2404.10719",),
-        ),
-        Rule(
-            id="A5.diversity",
-            fires="D8.diversity is at warning or failure",
-            when=lambda e: e.bad("D8.diversity"),
-            answer="Other kinds of prompts: these are much alike.",
-            because="Many alike prompts are worth few different ones.",
-            needs=("D8.diversity", "prompts"),
-            sources=("default",),
         ),
         Rule(
             id="A5.candidates",
@@ -669,8 +673,9 @@ NEXT = Question(
             fires="D2.contradiction, D2.cycles, D3.alpha or D6.noise is at warning or failure",
             when=lambda e: e.bad("D2.contradiction", "D2.cycles", "D3.alpha", "D6.noise"),
             answer="More judgements of the contested pairs, by three people or more.",
-            because="A posterior over several people gives a p the loss can use, one more opinion does not.",
-            needs=("D2.contradiction", "D2.cycles", "D3.alpha", "D6.noise"),
+            because="Of several answers to one question a probability can be made, which the loss can use; a second "
+            "answer leaves it open who is right.",
+            needs=("D2.contradiction", "D3.alpha", "D6.noise"),
             action=COLLECT,
             sources=("default",),
         ),
@@ -679,7 +684,7 @@ NEXT = Question(
             fires="a group has less than half of an equal share of the training pairs",
             when=lambda e: bool(e.scarce()),
             answer="Pairs of {scarce}.",
-            because="They have less than half of an equal share.",
+            because="Of {n_pairs} they have less than half of an equal share.",
             needs=("pairs",),
             action=COLLECT,
             sources=("default",),
@@ -691,8 +696,17 @@ NEXT = Question(
             answer="Answers of the model that is trained, compared by the same people.",
             because="On-policy pairs did better than foreign ones (arXiv 2404.14367).",
             needs=("D12.onpolicy",),
-            action=RESAMPLE,
+            action=FRESH,
             sources=("2404.14367",),
+        ),
+        Rule(
+            id="A5.old",
+            fires="D12.age is at warning or failure",
+            when=lambda e: e.bad("D12.age"),
+            answer="Judgements of what is asked and answered now: half of these are old.",
+            because="People ask other things by now, and the models that answered have been replaced.",
+            needs=("D12.age",),
+            sources=("default",),
         ),
         Rule(
             id="A5.flips",
@@ -709,8 +723,8 @@ NEXT = Question(
             id="A5.heldout",
             fires="fewer held-out prompts than the improvement takes",
             when=lambda e: e.heldout_prompts is not None and e.heldout_prompts < e.accuracy_needs,
-            answer="{more_heldout} prompts more to hold out, drawn like those in production.",
-            because="Before more training data, what shows whether it helped (arXiv 2411.00640).",
+            answer="{more_heldout} more prompts to hold out, drawn as they come in production.",
+            because="What shows whether training helped comes before more to train on (arXiv 2411.00640).",
             needs=("heldout_prompts",),
             sources=("2411.00640",),
         ),
@@ -727,8 +741,8 @@ NEXT = Question(
         id="A5.unknown",
         fires="D8.coverage is missing",
         when=lambda e: True,
-        answer="Not known beyond that: what is asked in production was not compared.",
-        because="Coverage takes a file of production prompts.",
+        answer="Not known for what is asked in production: it was not compared with these prompts.",
+        because="That takes a file of prompts as users asked them.",
         action="{cover}",
     ),
 )
@@ -743,36 +757,26 @@ BESIDES = Question(
             id="A6.length",
             fires="D4.length is at warning or failure",
             when=lambda e: e.bad("D4.length"),
-            answer="Length: it decides comparisons by itself.",
+            answer="Length: it goes with who wins.",
             because="DPO goes beyond the lengths of its data (arXiv 2403.19159). Balance the pairs, or watch the "
             "length ratio of the report.",
             needs=("D4.length", "longer"),
             sources=("2403.19159",),
         ),
         Rule(
-            id="A6.longer",
-            fires=f"D4.length is missing, and the chosen side is longer in more than {LONGER:.0%} of the pairs",
-            when=lambda e: not e.knows("D4.length") and e.longer is not None and e.longer > LONGER,
-            answer="Perhaps longer answers: the chosen side is longer in {longer} of the pairs.",
-            because="Whether people preferred length or what comes with it was not measured; DPO makes more of it than "
-            "is there (arXiv 2403.19159).",
-            needs=("longer",),
-            sources=("2403.19159", "default"),
-        ),
-        Rule(
             id="A6.format",
             fires="D4.markdown is at warning or failure",
             when=lambda e: e.bad("D4.markdown"),
-            answer="Format: lists, headings and bold decide comparisons by themselves.",
+            answer="Format: lists, headings and bold go with who wins, other things alike.",
             because="If that is not wanted, compare answers of the same format.",
             needs=("D4.markdown",),
             sources=("default",),
         ),
         Rule(
             id="A6.refusal",
-            fires="D4.refusal or D13.refusal is at warning or failure",
-            when=lambda e: e.bad("D4.refusal", "D13.refusal"),
-            answer="Refusing, or answering what should be refused: refusals decide comparisons by themselves.",
+            fires="D4.refusal is at warning or failure",
+            when=lambda e: e.bad("D4.refusal"),
+            answer="Refusing, or answering what should be refused: refusals go with who wins, other things alike.",
             because="Models trained to be safe come to refuse safe prompts (arXiv 2308.01263); ask some after "
             "training.",
             needs=("D4.refusal", "D13.refusal"),
@@ -814,8 +818,8 @@ RISK = Question(
     rules=(
         Rule(
             id="A7.displacement",
-            fires="D9.edit or D9.ches is at warning or failure",
-            when=lambda e: e.bad("D9.edit", "D9.ches"),
+            fires="D9.edit is at warning or failure",
+            when=lambda e: e.bad("D9.edit"),
             answer="Chosen answers may become less likely: sides that look alike push both down.",
             because="In one case refusals of unsafe prompts fell from 74.4 % to 33.4 %; leaving such pairs out mended "
             "it (arXiv 2410.08847).",
@@ -845,10 +849,10 @@ RISK = Question(
             id="A7.overoptimisation",
             fires=f"more than one epoch, or fewer than {FEW_PROMPTS} prompts",
             when=lambda e: e.pairs is not None and (e.epochs > 1 or few_prompts(e)),
-            answer="Over-optimisation: {epochs} epochs over {prompts} prompts.",
+            answer="Over-optimisation: {n_epochs} over {n_prompts}.",
             because="DPO often deteriorates before one epoch is over (arXiv 2406.02900). Evaluate often, and trust the "
             "best checkpoint by win rate rather than the last.",
-            needs=("prompts", "pairs"),
+            needs=("pairs", "prompts"),
             sources=("2406.02900", "default"),
         ),
         Rule(
@@ -862,8 +866,8 @@ RISK = Question(
         ),
         Rule(
             id="A7.refusal",
-            fires="D4.refusal or D13.refusal is at warning or failure",
-            when=lambda e: e.bad("D4.refusal", "D13.refusal"),
+            fires="D4.refusal is at warning or failure",
+            when=lambda e: e.bad("D4.refusal"),
             answer="Refusals of safe prompts, or answers to unsafe ones.",
             because="Test both after training; 250 safe prompts that look unsafe are published (arXiv 2308.01263).",
             needs=("D4.refusal", "D13.refusal"),
@@ -871,13 +875,23 @@ RISK = Question(
         ),
         Rule(
             id="A7.cut",
-            fires=f"D13.cut is at warning or failure, or more than {CUT:.0%} of the chosen or rejected responses are "
+            fires=f"D13.limit is at warning or failure, or more than {CUT:.0%} of the chosen or rejected responses are "
             "cut",
-            when=lambda e: e.bad("D13.cut") or (e.cut is not None and max(e.cut) > CUT),
+            when=lambda e: e.bad("D13.limit") or (e.cut is not None and max(e.cut) > CUT),
             answer="Cut responses: what stands behind the cut is not learned, and unequal cuts are a label of their "
             "own.",
             because="Raise data.max_response, or leave those pairs out.",
-            needs=("D13.cut", "cut"),
+            needs=("D13.limit", "cut"),
+            sources=("default",),
+        ),
+        Rule(
+            id="A7.unfinished",
+            fires="D13.cut is at warning or failure",
+            when=lambda e: e.bad("D13.cut"),
+            answer="Answers that stop in the middle of a sentence: one side does so more often than the other.",
+            because="They were cut before they came here, so that a model learns to stop early, or that it must not be "
+            "the other side. Sample with more tokens, or leave those pairs out.",
+            needs=("D13.cut",),
             sources=("default",),
         ),
         Rule(
@@ -885,7 +899,7 @@ RISK = Question(
             fires="D13.personal is at warning or failure",
             when=lambda e: e.bad("D13.personal"),
             answer="Personal data may come out of the model again.",
-            because="Replace it before training; afterwards it cannot be taken out.",
+            because="Replace it before training (data.personal=redact); afterwards it cannot be taken out.",
             needs=("D13.personal",),
             sources=("default",),
         ),

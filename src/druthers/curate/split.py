@@ -40,20 +40,29 @@ def evened(messages: Iterable[Message]) -> str:
     return "\x1e".join(f"{m.role}\x1f{' '.join(m.content.casefold().split())}" for m in messages)
 
 
-def threshold(draws: Iterable[int], *, share: float, name: str) -> int:
+def threshold(draws: Iterable[int], *, share: float, name: str, held: int = 0) -> int:
     """The bound below which a prompt is held out: `share` of the range, moved as little as lets neither side be empty.
 
-    Raises InputError when there are fewer than two prompts.
+    `held` are prompts that are held out already, beside those of the draws. Raises InputError when there are fewer than
+    two prompts.
 
     >>> threshold([5, 9], share=0.1, name="pairs.jsonl")  # both lie in the first tenth; the greater one is trained on
     9
     """
     prompts = set(draws)
-    if len(prompts) < 2:
-        count = f"{len(prompts)} usable prompt{'s' * (len(prompts) != 1)} (those nearly the same count once)"
+    if held and prompts:
+        return min(int(share * WHOLE), max(prompts))
+    if len(prompts) + held < 2:
+        many = len(prompts) + held
+        count = f"{many} usable prompt{'s' * (many != 1)} (those nearly the same count once)"
         raise InputError(
             f"{name}: holds {count}, but a split into training and held-out needs at least 2; "
             "give more prompts, or a held-out file as data.heldout"
+        )
+    if held:
+        raise InputError(
+            f"{name}: every prompt was held out before, so none is left to train on; give rows with other prompts, or "
+            "split them anew with data.held_before=none"
         )
     bound = int(share * WHOLE)
     return min(max(bound, min(prompts) + 1), max(prompts))

@@ -393,19 +393,24 @@ def of_agreement(one: Agreement) -> list[Finding]:
     about = {"criterion": spoken(one.criterion)}
     share = one.overlapped / max(1, one.items)
     out = []
-    for metric, estimate in (("nominal", one.nominal), ("ordinal", one.ordinal)):
-        text = "how far annotators agree cannot be told."
+    for metric, estimate, what in (
+        ("nominal", one.nominal, "which response is better"),
+        ("ordinal", one.ordinal, "which is better and by how much"),
+    ):
+        if metric == "ordinal" and not (one.steps or one.cuts):
+            continue  # nobody said by how much
+        text, action = f"how far annotators agree on {what} cannot be told.", ""
         if not isinstance(estimate, Undefined):
-            text = (
-                f"annotators agree with an alpha of {estimate.value:.2f} ({share:.0%} of the comparisons judged twice)."
-            )
-        action = "Sharpen the guideline where annotators part, or treat them as groups."
+            text = f"annotators agree on {what} with an alpha of {estimate.value:.2f} "
+            text += f"({share:.0%} of the comparisons have several answers)."
+            action = "Sharpen the guideline where annotators part, or treat them as groups."
         slice_ = about | {"metric": metric}
         out.append(finding("D3.alpha", estimate, by(about, text), limits=ALPHA, about=slice_, action=action))
     text = "how many of the answers are wrong cannot be told."
     if not isinstance(one.noise, Undefined):
         text = f"{one.noise.value:.0%} of the answers are wrong, so no model can agree with more than "
         text += f"{1 - one.noise.value:.0%} of them."
+        text = text if one.noise.value >= 0.005 else "nobody contradicts the others, so no answer shows to be wrong."
     out.append(finding("D3.noise", one.noise, by(about, text), about=about))
     named = [person for _, person in sorted(one.annotators.items()) if person.verdict]
     return out + [of_annotator(person, about=about) for person in named]
@@ -415,7 +420,8 @@ def of_annotator(person: Annotator, *, about: dict[str, str]) -> Finding:
     """The finding about one annotator."""
     name, known = person.name or "the nameless annotator", person.reliability
     often = "an unknown share" if isinstance(known, Undefined) else f"{known.value:.0%}"
-    text = by(about, f"{name} takes the right side in {often} of the answers")
+    text = f"{name} takes the right side in {often} of the answers"
+    text = text if one_only(about) else by(about, text)
     if person.verdict == "inverted":
         text += ": they are the wrong way round."
         action = "Ask how the answers were recorded; grading reads them turned round."
@@ -427,5 +433,10 @@ def of_annotator(person: Annotator, *, about: dict[str, str]) -> Finding:
 
 
 def by(about: dict[str, str], text: str) -> str:
-    """A sentence about a criterion."""
-    return f"By {about['criterion']!r}, {text}"
+    """A sentence about a criterion; of the overall opinion that is not said."""
+    return text[0].upper() + text[1:] if one_only(about) else f"By {about['criterion']!r}, {text}"
+
+
+def one_only(about: dict[str, str]) -> bool:
+    """Whether something is about the overall opinion."""
+    return about["criterion"] == spoken("")

@@ -14,7 +14,7 @@ from druthers.report.findings import fitted, plain
 from druthers.report.reading import Tree, branch, text
 
 BEYOND = "beyond_limit"
-BACK = "To put rows back, copy their lines of rejected.jsonl to a file and curate with data.keep=FILE."
+BACK = "To keep a pair all the same, copy its line of rejected.jsonl to a file and curate with data.keep=FILE."
 REASONS = {
     "malformed": ("Not a pair", "Correct the row in the source; the example says what it lacks."),
     "bad_roles": ("Turns out of order", "Put the turns in order: user and assistant alternate, the answer comes last."),
@@ -25,6 +25,10 @@ REASONS = {
     "near_duplicate": ("Near duplicate", f"Nothing much is lost: the first of the similar rows was kept. {BACK}"),
     "contradiction": ("Contradiction", f"Decide which response is better. {BACK}"),
     "leak": ("Prompt is held out too", "Hold out other prompts with data.heldout, or train on other ones."),
+    "held_before": (
+        "Prompt was held out before",
+        "Train on other prompts: models are compared on these. data.held_before names the files.",
+    ),
     "small_margin": ("Margin too small", "Lower data.least_margin; 0 keeps every pair."),
     "prompt_too_long": ("Prompt too long", "Raise data.max_prompt."),
     "control_tokens": ("Control tokens in the text", "Remove the tokens of the chat template from the text."),
@@ -46,10 +50,22 @@ REASONS = {
         "Means nearly what is held out",
         "Nothing is lost for the other side; such prompts cannot be told apart.",
     ),
-    "personal": ("Personal data", "data.personal=redact replaces it and keeps the pairs."),
+    "personal": ("Personal data", f"data.personal=redact replaces it and keeps the pairs. Where it is none: {BACK}"),
     BEYOND: ("Beyond the limit", "Raise data.limit, or unset it."),
 }
 """Titles and remedies by the codes of rejected.jsonl."""
+PROMPTS = (
+    "one_response",
+    "unjudged",
+    "empty",
+    "same_text",
+    "tie",
+    "below_gap",
+    "both_bad",
+    "gate",
+    "gate_unjudged",
+)
+"""Codes of what people said of a prompt, which is no row."""
 ELSE = "Read the examples, correct the rows in the source, and curate again."
 LONGEST, MOST_KEYS = 700, 6
 
@@ -71,6 +87,7 @@ class Reason:
     title: str
     remedy: str
     count: str
+    unit: str
     share: str
     picture: Markup
     examples: Sequence[Example]
@@ -92,10 +109,30 @@ def reason(code: str, n: int, files: DataFiles, *, scale: Scale, rows: int) -> R
     """One reason as it is printed."""
     title, remedy = REASONS.get(code, (wording.capital(code.replace("_", " ")), ELSE))
     share = wording.percent(n / rows if rows else None)
-    picture = figures.share_row([("base", n), ("rest", scale.high - n)], label=f"{title}: {n:,} rows, {share}")
+    unit = "prompt" if code in PROMPTS else "row"
+    said = wording.counted(n, unit)
+    picture = figures.share_row([("base", n), ("rest", scale.high - n)], label=f"{title}: {said}, {share}")
     found = files.refused.get(code)
     examples = [example(row) for row in found.examples] if found else []
-    return Reason(fitted(code, 80), fitted(title, 120), remedy, wording.count(n), share, picture, examples)
+    count, _, unit = said.partition(" ")
+    return Reason(fitted(code, 80), fitted(title, 120), remedy, count, unit, share, picture, examples)
+
+
+def unpaired(files: DataFiles) -> list[tuple[str, str, str]]:
+    """Title, count and remedy of the comparisons that gave no pair where others of their prompt did."""
+    counts = branch(branch(files.summary, "graded"), "unpaired")
+    return [(title_of(code), f"{n:,}", REASONS.get(code, ("", ELSE))[1]) for code, n in by_count(counts)]
+
+
+def by_count(counts: Tree) -> list[tuple[str, int]]:
+    """Codes with their counts, the most frequent first."""
+    found = [(str(code), n) for code, n in counts.items() if isinstance(n, int) and n > 0]
+    return sorted(found, key=lambda one: (-one[1], one[0]))
+
+
+def title_of(code: str) -> str:
+    """The title of a reason."""
+    return fitted(REASONS.get(code, (wording.capital(code.replace("_", " ")), ""))[0], 120)
 
 
 def example(line: Tree) -> Example:

@@ -168,8 +168,11 @@ def points(
 ) -> Estimate:
     """The coefficient at a place as points from a half, sigmoid(b) - 1/2, with its interval."""
     different = int(np.count_nonzero(x_NF[:, place]))
+    if not different:
+        return Undefined(ALIKE, len(won_N))
     if different < LEAST_DIFFERENT:
-        return Undefined(f"only {different} pairs differ in it; it takes {LEAST_DIFFERENT}", len(won_N))
+        pairs = "1 pair differs" if different == 1 else f"{different} pairs differ"
+        return Undefined(f"only {pairs} in it; it takes {LEAST_DIFFERENT}", len(won_N))
     value = float(found.coefficient_F[place])
     known = 1 / float(np.linalg.inv(found.curvature_FF)[place, place])
     if WEAK * known < logistic.RIDGE:
@@ -181,6 +184,7 @@ def points(
     return interval.map(lambda b: 100 * (float(expit(b)) - 0.5))
 
 
+ALIKE = "no pair differs in it"
 FAR = 50.0
 """A coefficient that is as good as infinite: sigmoid(50) is 1 in float64."""
 
@@ -221,26 +225,30 @@ def findings(found: Bias) -> list[Finding]:
         taste_finding(
             "D4.length",
             found.longer,
-            "The longer answer wins {size:.1f} points {more} often than half the time.",
+            "The longer answer wins {wins} times of 100 (without a preference 50).",
+            what="length",
             fail=LENGTH_FAIL,
             action="Judge pairs of like length, or train with a loss that pays for length; see the shortcut score.",
         ),
         taste_finding(
             "D4.length_alone",
             found.length,
-            "An answer one standard deviation longer, else alike, wins {size:.1f} points {more} often.",
+            "An answer that is longer by one standard deviation, and else alike, wins {wins} times of 100.",
+            what="length by itself",
             action="Compare with D4.length: what is left here is length itself.",
         ),
         taste_finding(
             "D4.markdown",
             found.markdown,
-            "With lengths alike, an answer with twice the marks of format wins {size:.1f} points {more} often.",
+            "With lengths alike, an answer with twice the marks of format wins {wins} times of 100.",
+            what="format",
             action="Look whether lists and headings are wanted, or only look thorough.",
         ),
         taste_finding(
             "D4.refusal",
             found.refusal,
-            "An answer that refuses wins {size:.1f} points {more} often against one that does not.",
+            "An answer that refuses wins {wins} times of 100 against one that does not.",
+            what="refusing",
             action="Read some of these pairs: a model trained on them learns to refuse, or never to.",
         ),
     ]
@@ -254,9 +262,7 @@ def position_finding(found: Estimate) -> Finding | None:
     if isinstance(found, Undefined):
         text = "Whether the side on which an answer is shown decides cannot be told."
     else:
-        text = (
-            f"The answer shown first wins {abs(found.value):.1f} points too {'often' if found.value > 0 else 'seldom'}."
-        )
+        text = f"The answer shown first is chosen {wins(found)} times of 100."
     return finding(
         "D4.position",
         found,
@@ -267,12 +273,25 @@ def position_finding(found: Estimate) -> Finding | None:
     )
 
 
-def taste_finding(name: str, found: Estimate, text: str, *, fail: float | None = None, action: str) -> Finding:
-    """One of the preferences, told with its size and direction."""
+def wins(found: Interval) -> str:
+    """How often of 100 times a side wins, by its points from a half.
+
+    >>> wins(Interval(-3.0, -5.0, -1.0, 100)), wins(Interval(11.85, 9.0, 14.0, 100))
+    ('47', '61.8')
+    """
+    return f"{50 + found.value:.1f}".removesuffix(".0")
+
+
+def taste_finding(
+    name: str, found: Estimate, text: str, *, what: str, fail: float | None = None, action: str
+) -> Finding:
+    """One of the preferences, told by how often it wins; where no pair differs there is none."""
+    if isinstance(found, Undefined) and found.reason == ALIKE:
+        none = f"The answers of no pair differ in {what}."
+        return finding(name, 0.0, none, n=found.n, unit="points", limits=Limits(warn=TASTE_WARN, fail=fail))
     if isinstance(found, Undefined):
-        said = "This preference cannot be told."
-    else:
-        said = text.format(size=abs(found.value), more="more" if found.value >= 0 else "less")
+        return finding(name, found, f"Whether {what} decides cannot be told.", unit="points")
+    said = text.format(wins=wins(found))
     return finding(name, found, said, unit="points", limits=two_sided(found, warn=TASTE_WARN, fail=fail), action=action)
 
 

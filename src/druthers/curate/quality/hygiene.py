@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from druthers.curate import hygiene, pii
 from druthers.curate.quality import clusters
-from druthers.findings import finding
+from druthers.findings import finding, many, verb
 from druthers.records import Finding, Limits, Rows
 from druthers.stats import Estimate, Undefined
 
@@ -146,6 +146,7 @@ def strange(found: Sides, *, rows: Rows | None = None) -> Finding:
         shares = (100 * found.chosen.value, 100 * found.rejected.value)
         text = f"{shares[0]:.1f} of 100 chosen and {shares[1]:.1f} of 100 rejected answers are in another language "
         text += "than their prompt."
+        text = text if found.count else "No answer is in another language than its prompt."
     action = "Leave out pairs whose chosen answer is in a language nobody asked for." if found.count else ""
     limits = Limits(warn=STRANGE)
     return finding("D13.language", found.chosen, text, unit="share", limits=limits, rows=rows, action=action)
@@ -155,8 +156,9 @@ def faulty(found: Hygiene, rows: Mapping[str, Rows]) -> Iterator[Finding]:
     """What no text should have."""
     for kind in ("fence", "control", "encoding", "template", "turn"):
         count = found.faults[kind].count
-        asked = f", and {found.prompts[kind]} prompts" if kind in found.prompts else ""
-        text = f"{count} answers {NAMES[kind]}{asked}."
+        asked = found.prompts.get(kind, 0)
+        who = [many(n, noun) for n, noun in ((count, "answer"), (asked, "prompt")) if n]
+        text = f"{' and '.join(who) or 'No answer'} {verb(max(1, count + asked), NAMES[kind])}."
         every, n = count + found.prompts.get(kind, 0), (2 + (kind in ASKED)) * found.pairs
         yield counted(kind, every, n, text, warn=0.0, action=ACTIONS[kind], rows=rows.get(kind))
 
@@ -168,7 +170,8 @@ def private(found: Hygiene, rows: Mapping[str, Rows]) -> Iterator[Finding]:
     action = "Curate again with data.personal=redact (placeholders keep the sense) or data.personal=drop."
     count = sum(found.personal.values())
     yield counted("personal", count, 3 * found.pairs, text, warn=0.0, action=action, rows=rows.get("personal"))
-    text = f"{found.empty} pairs have an empty prompt or answer."
+    text = f"{many(found.empty, 'pair')} {verb(found.empty, 'have')} an empty prompt or answer."
+    text = text if found.empty else "No pair has an empty prompt or answer."
     yield counted(
         "empty", found.empty, found.pairs, text, fail=0.0, action="Remove these rows.", rows=rows.get("empty")
     )
@@ -189,6 +192,7 @@ def apart(
     limits = None if warn is None else Limits(warn=sign * warn, bad="above" if sign > 0 else "below")
     shares = (100 * found.chosen.value, 100 * found.rejected.value)
     text = f"{shares[0]:.1f} of 100 chosen and {shares[1]:.1f} of 100 rejected answers {what}."
+    text = text if found.count else f"No answer {verb(1, what)}."
     action = action if found.count else ""
     return finding(f"D13.{name}", in_points, text, unit="points", limits=limits, rows=rows, action=action)
 

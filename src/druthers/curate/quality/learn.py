@@ -71,7 +71,8 @@ def findings(found: Learnability, *, rows: Rows | None = None) -> list[Finding]:
         finding(
             "D10.stuck",
             found.stuck,
-            f"{per_hundred(found.stuck)} are ranked wrong by the reference too firmly for training to turn them.",
+            f"{per_hundred(found.stuck)} are ranked wrong by the reference too firmly for training to turn them "
+            "(the limit of this share is a guess).",
             unit="share",
             limits=Limits(warn=MANY_STUCK),
             rows=rows,

@@ -41,7 +41,8 @@ class Information:
 
     `effective` is (sum of c)^2 / (sum of c^2) over c = weight |2p - 1| of the pairs, in pairs, and `ties` how many have
     p = 1/2. `prompts` is how many there are, which is what an interval counts, `effective_prompts` the same over what
-    the pairs of each prompt count for together; `crowded` prompts have more than four pairs, `crowded_pairs` in all.
+    the pairs of each prompt weigh together, ties or not; `crowded` prompts have more than four pairs each and
+    `crowded_pairs` in all.
     `lowest_N` marks the tenth of the pairs with the lowest margin, those at the bound included; `bound` is that margin,
     and None where all margins are equal. `implicit` is the histogram of the reference's own margin, where given.
     """
@@ -96,7 +97,7 @@ def information(
         effective=effective(counts_N),
         ties=int((p == 0.5).sum()),
         prompts=groups,
-        effective_prompts=effective(np.bincount(code_N, counts_N, minlength=groups)),
+        effective_prompts=effective(np.bincount(code_N, weight, minlength=groups)),
         crowded=int((each_G > MOST_PER_PROMPT).sum()),
         crowded_pairs=int(each_G[each_G > MOST_PER_PROMPT].sum()),
         bound=bound,
@@ -140,9 +141,9 @@ def findings(found: Information, *, rows: Rows | None = None) -> list[Finding]:
             "D7.prompts",
             found.effective_prompts / found.prompts
             if found.effective_prompts
-            else Undefined("every pair is a tie or has no weight", found.pairs),
-            f"By all that is said of each, {many(found.prompts, 'prompt')} count as {found.effective_prompts:,.0f} "
-            "alike ones.",
+            else Undefined("every weight is 0", found.pairs),
+            f"By the weight of all pairs of each, {many(found.prompts, 'prompt')} count as "
+            f"{found.effective_prompts:,.0f} alike ones.",
             n=found.prompts,
             unit="share",
             limits=Limits(warn=LEAST_EFFECTIVE, bad="below"),

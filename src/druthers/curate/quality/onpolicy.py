@@ -147,7 +147,8 @@ def own_voice(
     text = "How much likelier the model's own answers are to it than those of the data cannot be told."
     if isinstance(apart, Interval):
         text = f"To the model a token of its own answers is {abs(apart.value):.2f} nats "
-        text += f"{'more' if apart.value >= 0 else 'less'} likely than one of the data; at 0 the data would be its own."
+        text += f"{'more' if apart.value >= 0 else 'less'} likely than one of the data; at 0 the data would be its own "
+        text += "(the limit is a guess)."
     action = "The data are off-policy: sample responses of the model itself and have them judged."
     return finding("D12.own", apart, text, unit="nats/token", limits=APART, action=action)
 

@@ -162,7 +162,9 @@ def findings(found: Shortcut) -> list[Finding]:
             sentence(found),
             unit="AUC",
             limits=Limits(warn=WARN, fail=FAIL),
-            action="Balance what drives it: pair answers that are alike in it, or leave out the easiest pairs.",
+            action="Balance what drives it: pair answers that are alike in it, or leave out the easiest pairs."
+            if isinstance(found.auc, Interval)
+            else "",
         ),
         finding("D5.gap", gap, told, unit="characters"),
     ]
