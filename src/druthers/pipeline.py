@@ -27,6 +27,7 @@ from druthers.evaluate import evaluate
 from druthers.judges import load_rubric
 from druthers.memory import peak_gib
 from druthers.models import Loaded
+from druthers.objectives import described
 from druthers.records import InputError, Pair, Prompt
 from druthers.report import card, write_data_page, write_report
 from druthers.run import CURATED, INPUTS, OF_CURATION, Run, differences, environment, note_code
@@ -483,7 +484,7 @@ def model_card(run: Run, policy: Loaded) -> str:
         f"# {policy.name}, aligned with `{storage.listed(settings.data.pairs)}`",
         "",
         f"Base model: {policy.name} (weights SHA-256 `{policy.sha[:16]}`); its licence applies to this model too.",
-        f"Method: Direct Preference Optimization ({settings.loss.name} loss, beta {settings.loss.beta:g}), "
+        f"Method: Direct Preference Optimization ({described(settings.loss)}), "
         f"{'LoRA adapter merged in float32' if policy.adapted else 'all weights trained'}, "
         f"learning rate {settings.train.learning_rate:g}, {settings.train.pairs_per_step} pairs a step, "
         f"checkpoint of step {run.json('checkpoints/best.json')['step']}.",

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from druthers import models
-from druthers.losses import Loss, PairTerms
+from druthers.losses import Loss, Terms, weighted_mean
 from druthers.models import Loaded
 from druthers.records import Exchange, InputError, Outcome, assistant
 from druthers.tokens import TokenizedPair, encode_prompt, encode_response
@@ -67,11 +67,16 @@ def outcomes_of(
     ]
 
 
-def terms_of(pairs: Iterable[TokenizedPair]) -> tuple[list[str], PairTerms]:
+def terms_of(pairs: Iterable[TokenizedPair]) -> tuple[list[str], Terms]:
     """Ids and graded fields (float64) of the pairs, which are looked at once: a lazy sequence makes each anew."""
-    rows = [(pair.id, pair.p, pair.margin, sum(pair.chosen_scored), sum(pair.rejected_scored)) for pair in pairs]
-    table_B4 = torch.tensor([row[1:] for row in rows], dtype=torch.float64).reshape(-1, 4)
-    return [row[0] for row in rows], PairTerms(table_B4[:, 0], table_B4[:, 1], table_B4[:, 2:].T)
+    rows = [
+        (pair.id, pair.p, pair.margin, pair.weight, sum(pair.chosen_scored), sum(pair.rejected_scored))
+        for pair in pairs
+    ]
+    table_B5 = torch.tensor([row[1:] for row in rows], dtype=torch.float64).reshape(-1, 5)
+    p_B, margin_B, weight_B, *length_CB = table_B5.unbind(1)
+    tokens = float(weighted_mean(length_CB[0], weight_B)) or 1.0
+    return [row[0] for row in rows], Terms(p_B, margin_B, weight_B, torch.stack(length_CB), tokens)
 
 
 def answer_logps(answers: Sequence[Exchange], *, loaded: Loaded, token_budget: int) -> list[Floats]:

@@ -25,9 +25,10 @@ from druthers.compiled import compiling, prove
 from druthers.config import Settings, TrainSettings
 from druthers.crew import Crew, crew_of
 from druthers.devices import ALONE, World
-from druthers.losses import LOSSES, Loss, PairTerms
+from druthers.losses import LOSSES, Loss, Terms
 from druthers.memory import Choice, choose, fitting, free_bytes, largest, peak_gib
 from druthers.models import Loaded, computing, trainable
+from druthers.objectives import reporting_beta
 from druthers.recompute import KINDS, Kind, recomputing
 from druthers.records import InputError
 from druthers.run import Run
@@ -49,11 +50,18 @@ def make_loss(settings: Settings, pairs: Sequence[TokenizedPair], heldout: Seque
     """The loss of the settings; refuses graded pairs with a loss that would ignore the grades."""
     knobs = settings.loss.model_dump()
     loss = LOSSES[knobs.pop("name")](**knobs)
-    facts = [facts_of(some) for some in (pairs, heldout)]
-    graded = next((some[i] for some, of in zip((pairs, heldout), facts, strict=True) for i in graded_places(of)), None)
-    if graded is not None and not loss.graded:
+    if loss.coupled or loss.needs or loss.unpaired:
         raise InputError(
-            f"pair {graded.id} carries p = {graded.p:g} and margin = {graded.margin:g}, "
+            f"the loss {settings.loss.name!r} takes more than the log-probs of single pairs, which this loop does not "
+            "give yet; use loss.name=sigmoid"
+        )
+    facts = [facts_of(some) for some in (pairs, heldout)]
+    ignored = next(
+        (some[i] for some, of in zip((pairs, heldout), facts, strict=True) for i in ignored_places(of, loss)), None
+    )
+    if ignored is not None:
+        raise InputError(
+            f"pair {ignored.id} carries p = {ignored.p:g} and margin = {ignored.margin:g}, "
             f"which the loss {settings.loss.name!r} cannot honour; "
             "use loss.name=sigmoid, or remove p and margin from the pairs"
         )
@@ -65,9 +73,16 @@ def make_loss(settings: Settings, pairs: Sequence[TokenizedPair], heldout: Seque
     return loss
 
 
-def graded_places(facts: Facts) -> list[int]:
-    """The pairs that carry a grade."""
-    return [int(i) for i in np.flatnonzero((facts.p_B != 1.0) | (facts.margin_B != 0.0))]
+def ignored_places(facts: Facts, loss: Loss) -> list[int]:
+    """The pairs that carry a grade which the loss would ignore."""
+    p_B, margin_B = (facts.p_B != 1.0) & (not loss.p), (facts.margin_B != 0.0) & (not loss.margin)
+    return [int(i) for i in np.flatnonzero(p_B | margin_B)]
+
+
+def mean_length(pairs: Sequence[TokenizedPair]) -> float:
+    """`sum(w n_chosen) / sum(w)` of a step, what a loss per token divides by; 1 where nothing has a weight."""
+    total = sum(pair.weight for pair in pairs)
+    return sum(pair.weight * sum(pair.chosen_scored) for pair in pairs) / total if total > 0 else 1.0
 
 
 def learning_rate_at(step: int, *, total: int, settings: TrainSettings) -> float:
@@ -151,6 +166,7 @@ def run_pairs(
     faster; what was found of all pairs stands on every rank.
     """
     weight_sum, learns = sum(pair.weight for pair in pairs), learn == "learn"
+    chosen_tokens = mean_length(pairs)
     table_7P = torch.zeros(7, len(pairs), dtype=torch.float64)
     logp_CP, ratio_CP, length_CP, loss_P = table_7P[0:2], table_7P[2:4], table_7P[4:6], table_7P[6]
 
@@ -171,7 +187,13 @@ def run_pairs(
             backward(0.0 * forward([min(pairs, key=lambda pair: pair.longest)], crew.members[member])[1].sum(), member)
             return 0
         batch, policy_CB, reference_CB = forward([pairs[i] for i in group], crew.members[member])
-        terms = PairTerms(p_B=batch.p_B.double(), margin_B=batch.margin_B.double(), length_CB=batch.length_CB.double())
+        terms = Terms(
+            p_B=batch.p_B.double(),
+            margin_B=batch.margin_B.double(),
+            weight_B=batch.weight_B.double(),
+            length_CB=batch.length_CB.double(),
+            mean_length=chosen_tokens,
+        )
         loss_B = loss.of(policy_CB, reference_CB, terms)
         backward((loss_B * batch.weight_B).sum() / (weight_sum or 1.0), member)
         logp_CP[:, group] = policy_CB.detach().cpu()
@@ -405,7 +427,7 @@ def advance(course: Course, schedule: Schedule, position: Position, optimizer: O
     if step % RELEASE_EVERY == 0:
         release()
     row = {"step": step, "split": "train", "epoch": course.epoch(step), "learning_rate": rate, "grad_norm": norm}
-    row |= metrics_of(scored, beta=course.settings.loss.beta)
+    row |= metrics_of(scored, beta=reporting_beta(course.settings.loss))
     logs.write(row, scored, step=step, split="train")
     course.note(row)
     return replace(position, step=step)
@@ -429,7 +451,7 @@ def look(course: Course, position: Position, logs: Log) -> Position:
         "step": step,
         "split": "heldout",
         "epoch": course.epoch(step),
-        **metrics_of(scored, beta=course.settings.loss.beta),
+        **metrics_of(scored, beta=reporting_beta(course.settings.loss)),
     }
     logs.write(row, scored, step=step, split="heldout")
     course.note(row)
