@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from druthers import config
-from druthers.config import IPOSettings, Settings, SigmoidSettings
+from druthers.config import Settings
+from druthers.objectives import IPOSettings, SigmoidSettings
 from druthers.records import InputError
 
 
@@ -41,8 +42,11 @@ def test_the_packaged_recipes_load_by_name(name: str) -> None:
 
 def test_the_loss_owns_its_knobs_and_sigmoid_is_meant_when_none_is_named() -> None:
     assert config.load(overrides=["loss.beta=0.2"]).loss == SigmoidSettings(beta=0.2)
-    assert config.load(overrides=["loss.name=ipo", "loss.reduce=sum"]).loss == IPOSettings(reduce="sum")
-    assert refused("loss.reduce=sum") == "'loss.reduce' is a setting of another loss; choose that one with loss.name"
+    assert config.load(overrides=["loss.name=ipo", "loss.beta=0.5"]).loss == IPOSettings(beta=0.5)
+    assert refused("loss.smoothing=0.2") == (
+        "'loss.smoothing' is a setting of 'cdpo', 'robust', 'exo', 'aot', 'aot-unpaired', not of 'sigmoid'; "
+        "choose one of them with loss.name"
+    )
 
 
 @pytest.mark.parametrize(
@@ -61,7 +65,7 @@ def test_the_loss_owns_its_knobs_and_sigmoid_is_meant_when_none_is_named() -> No
         ("train.epochs.x=1", "train.epochs = {'x': 1}: input should be a valid number"),
         ("train=5", "train = 5: input should be a valid dictionary"),
         ("data.bad_rows=skip", "data.bad_rows = 'skip': input should be 'stop' or 'drop'"),
-        ("loss.name=dpo", "loss.name: 'dpo' is not a loss; use 'sigmoid' or 'ipo'"),
+        ("loss.name=dpo", "loss.name: 'dpo' is not a loss here; did you mean 'dpop'? The losses are 'sigmoid', "),
         ("loss=ipo", "loss = 'ipo': input should be a valid dictionary"),
         ("seed=99999999999999999999", "seed = 99999999999999999999: input should be less than or equal to 92233720368"),
         ("threads=1025", "threads = 1025: input should be less than or equal to 1024"),

@@ -395,7 +395,12 @@ def test_held_out_prompts_are_counted_once_in_their_group() -> None:
 
 @pytest.mark.parametrize(
     "overrides",
-    [(), ("data.pairs=a b.jsonl", "train.epochs=0.5"), ("loss.name=ipo", "loss.reduce=sum"), ("evaluate.count=none",)],
+    [
+        (),
+        ("data.pairs=a b.jsonl", "train.epochs=0.5"),
+        ("loss.name=cdpo", "loss.smoothing=0.2"),
+        ("evaluate.count=none",),
+    ],
 )
 def test_the_options_give_the_same_settings_again(overrides: tuple[str, ...]) -> None:
     import shlex

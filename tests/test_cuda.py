@@ -24,7 +24,7 @@ from druthers.crew import crew_of
 from druthers.kernels import KERNELS, candidates, guarded
 from druthers.losses import LOSSES
 from druthers.models import Loaded, computing, trainable
-from druthers.train import loop
+from druthers.train import loop, passes
 from tests import tiny
 from tests.test_ladder import EXPERTS, SMALL, WINDOW
 

@@ -113,8 +113,22 @@ def test_a_folder_that_does_not_exist_yet_counts_as_the_one_above(tmp_path: Path
 def test_settings_belong_to_no_loss_or_to_the_one_that_owns_them() -> None:
     owners = {setting.key: setting.loss for setting in doctor.settings()}
     assert owners["train.epochs"] == ""
-    assert owners["loss.reduce"] == "ipo"
-    assert {setting.loss for setting in doctor.settings() if setting.key == "loss.beta"} == {"sigmoid", "ipo"}
+    assert owners["loss.penalty"] == "dpop"
+    assert {s.loss for s in doctor.settings() if s.key == "loss.smoothing"} == {
+        "cdpo",
+        "robust",
+        "exo",
+        "aot",
+        "aot-unpaired",
+    }
+
+
+def test_a_loss_made_of_others_is_one_row_of_the_list() -> None:
+    row = next(s for s in doctor.settings() if s.key == "loss.parts")
+    assert row.allowed == "list of losses with coefficient, name and settings"
+    assert row.default.startswith('[{coefficient = 0.8, name = "sigmoid"}, ')
+    assert next(s for s in doctor.settings() if s.key == "loss.inner").default == '{name = "sigmoid"}'
+    assert not any(s.key.startswith(("loss.parts.", "loss.inner.")) for s in doctor.settings())
 
 
 @pytest.mark.parametrize(

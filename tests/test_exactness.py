@@ -162,7 +162,7 @@ def test_loss_and_gradients_are_those_of_the_plain_implementation(
 @pytest.mark.parametrize("name", ["sigmoid", "ipo"])
 def test_loss_and_gradients_do_not_depend_on_the_micro_batches(name: str) -> None:
     """One pair at a time, some together, all together."""
-    loss = LOSSES[name](beta=BETA) if name == "sigmoid" else LOSSES[name](beta=BETA)
+    loss = LOSSES[name](beta=BETA)
     policy, base = loaded(0, torch.float64), loaded(7, torch.float64)
     value, grads = learned(policy, base, loss, token_budget=WIDE)
     for budget in (NARROW, 400, 700):

@@ -32,8 +32,9 @@ from torch import Tensor
 
 from druthers import storage
 from druthers.batching import Order
-from druthers.config import IPOSettings, ModelSettings, Settings, TrainSettings, load
+from druthers.config import ModelSettings, Settings, TrainSettings, load
 from druthers.models import Loaded, attach_adapter, remove_tree, trainable, weights_sha
+from druthers.objectives import IPOSettings
 from druthers.records import InputError, Outcome
 from druthers.run import Run
 from druthers.tokens import TokenizedPair, tokenize

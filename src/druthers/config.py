@@ -13,18 +13,14 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
+from druthers import compat
+from druthers.objectives import SECTIONS, LossSettings, Section, SigmoidSettings, listed, owners
 from druthers.online_settings import OnlineSettings, PPOSettings, RLOOSettings
 from druthers.records import InputError
-
-
-class Section(BaseModel):
-    """A frozen group of settings."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
 
 
 class ModelSettings(Section):
@@ -163,24 +159,6 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-class SigmoidSettings(Section):
-    """DPO, the sigmoid loss."""
-
-    name: Literal["sigmoid"] = "sigmoid"
-    beta: float = Field(0.1, gt=0, description="strength of the pull to the reference")
-
-
-class IPOSettings(Section):
-    """IPO: squared distance of the log-ratio gap from 1 / (2 beta)."""
-
-    name: Literal["ipo"] = "ipo"
-    beta: float = Field(0.1, gt=0, description="tau of the paper")
-    reduce: Literal["mean", "sum"] = Field("mean", description="log-ratios averaged over response tokens, or summed")
-
-
-LossSettings = Annotated[SigmoidSettings | IPOSettings, Field(discriminator="name")]
 
 
 class TrainSettings(Section):
@@ -363,15 +341,17 @@ def known_keys(section: type[BaseModel] = Settings, prefix: str = "") -> Iterato
     True
     """
     for name, field in section.model_fields.items():
-        options = [
-            t
-            for t in (field.annotation, *get_args(field.annotation))
-            if isinstance(t, type) and issubclass(t, BaseModel)
-        ]
+        options = groups_of(field.annotation)
         for option in options:
             yield from known_keys(option, f"{prefix}{name}.")
         if not options:
             yield f"{prefix}{name}"
+
+
+def groups_of(annotation: Any) -> list[type[BaseModel]]:
+    """The groups of settings that a field may hold; none for a list of them, which has no keys of its own."""
+    members = (annotation, *(() if get_origin(annotation) is tuple else get_args(annotation)))
+    return [t for t in members if isinstance(t, type) and issubclass(t, BaseModel)]
 
 
 def load(
@@ -443,15 +423,28 @@ def anchored(tree: dict[str, Any]) -> dict[str, Any]:
 def validate(tree: Mapping[str, Any]) -> Settings:
     """A tree of plain values to Settings; InputError says which key is wrong and what it may be.
 
-    A loss without a name is the default one, so `loss.beta=0.2` alone means what it says.
+    A loss without a name is the default one, so `loss.beta=0.2` alone means what it says; one with `compat` is written
+    in the names of another system, and translated.
     """
-    _refuse_switches(tree)
     loss = tree.get("loss")
-    named = {**tree, "loss": {"name": SigmoidSettings().name, **loss}} if isinstance(loss, Mapping) else tree
+    if isinstance(loss, Mapping):
+        ours = compat.translate(loss).loss if "compat" in loss else {"name": SigmoidSettings().name, **loss}
+        tree = {**tree, "loss": ours}
+    _refuse_switches(tree)
     try:
-        return Settings.model_validate(named)
+        return Settings.model_validate(tree)
     except ValidationError as error:
         raise InputError(explain(error)) from None
+
+
+def compat_notes(recipe: str | Path | None = None, overrides: Iterable[str] = ()) -> tuple[str, ...]:
+    """What is to be said of a loss that `load` with the same arguments translates; empty where it is written in ours.
+
+    >>> compat_notes(overrides=["loss.compat=trl-1", "loss.loss_type=sigmoid"])
+    ()
+    """
+    loss = overridden({} if recipe is None else read_recipe(recipe), overrides).get("loss")
+    return compat.translate(loss).notes if isinstance(loss, Mapping) and "compat" in loss else ()
 
 
 def _refuse_switches(tree: Mapping[str, Any], prefix: str = "") -> None:
@@ -468,23 +461,52 @@ def _refuse_switches(tree: Mapping[str, Any], prefix: str = "") -> None:
 def explain(error: ValidationError) -> str:
     """The first fault of a validation error as one sentence with the dotted key."""
     fault = error.errors()[0]
-    path = [str(part) for part in fault["loc"] if part not in ("sigmoid", "ipo")]
-    key = ".".join(path)
+    key, loss = place(fault["loc"])
     if fault["type"] == "extra_forbidden":
         given = fault["input"]
         while isinstance(given, Mapping) and given:
             leaf, given = next(iter(given.items()))
             key = f"{key}.{leaf}"
-        near = nearest(key)
-        if near == key:
-            return f"{key!r} is a setting of another loss; choose that one with loss.name"
-        return f"unknown setting {key!r}" + (
-            f"; did you mean {near!r}?" if near else "; `druthers doctor --settings` lists them all"
-        )
+        return unknown(key, loss)
     if fault["type"].startswith("union_tag"):
-        return f"loss.name: {fault.get('ctx', {}).get('tag', 'nothing')!r} is not a loss; use 'sigmoid' or 'ipo'"
+        tag = str(fault.get("ctx", {}).get("tag", "nothing"))
+        near = difflib.get_close_matches(tag, SECTIONS, n=1)
+        known = f"did you mean {near[0]!r}? " if near else ""
+        return f"{key}.name: {tag!r} is not a loss here; {known}The losses are {listed(list(SECTIONS))}"
     why = fault["msg"].removeprefix("Value error, ")
     return f"{key} = {fault['input']!r}: {why[0].lower()}{why[1:]}"
+
+
+def place(loc: tuple[int | str, ...]) -> tuple[str, str]:
+    """The dotted key of a fault as a user writes it, and the loss whose section it is in.
+
+    >>> place(("loss", "mixed", "parts", 0, "loss", "cdpo", "betta"))
+    ('loss.parts.0.betta', 'cdpo')
+    """
+    path: list[str] = []
+    loss = ""
+    for part in loc:
+        if part in SECTIONS and path and (path[-1] in ("loss", "inner") or path[-1].isdigit()):
+            loss = str(part)
+        elif not (part == "loss" and path):
+            path.append(str(part))
+    return ".".join(path), loss
+
+
+def unknown(key: str, loss: str) -> str:
+    """What to say of a key that no setting has, or that the chosen loss does not have."""
+    leaf = key.rpartition(".")[2]
+    if loss and owners(leaf):
+        return f"{key!r} is a setting of {listed(owners(leaf))}, not of {loss!r}; choose one of them with loss.name"
+    if loss:
+        close = difflib.get_close_matches(leaf, SECTIONS[loss].model_fields, n=1, cutoff=0.5)
+        elsewhere = [knob for section in SECTIONS.values() for knob in section.model_fields]
+        near = close or difflib.get_close_matches(leaf, elsewhere, n=1, cutoff=0.75)
+        found = f"{key.rpartition('.')[0]}.{near[0]}" if near else nearest(key)
+    else:
+        found = nearest(key)
+    hint = f"did you mean {found!r}?" if found else "`druthers doctor --settings` lists them all"
+    return f"unknown setting {key!r}; {hint}"
 
 
 def nearest(key: str) -> str | None:

@@ -21,7 +21,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from druthers.config import Settings
+from druthers.config import Settings, groups_of
+from druthers.objectives import PartSettings, Section
 from druthers.records import InputError
 
 State = Literal["ok", "note", "missing"]
@@ -301,11 +302,7 @@ def settings(section: type[BaseModel] = Settings, *, prefix: str = "", loss: str
     Setting(key='train.epochs', default='1.0', allowed='number > 0', about='passes over the training pairs', loss='')
     """
     for name, field in section.model_fields.items():
-        groups = [
-            t
-            for t in (field.annotation, *get_args(field.annotation))
-            if isinstance(t, type) and issubclass(t, BaseModel)
-        ]
+        groups = [] if loss else groups_of(field.annotation)
         for group in groups:
             owner = str(group.model_fields["name"].default) if name == "loss" else loss
             yield from settings(group, prefix=f"{prefix}{name}.", loss=owner)
@@ -322,11 +319,22 @@ def toml(value: object) -> str:
     """
     if value is None:
         return "unset"
+    if isinstance(value, Section):
+        return f"{{{', '.join(f'{key} = {toml(inner)}' for key, inner in told(value.model_dump()))}}}"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(toml, value))}]"
     return f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def told(tree: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What names a loss inside another one; its own settings have the defaults that its own rows tell."""
+    return ((key, value) for key, value in tree.items() if key in ("coefficient", "name"))
 
 
 def allowed(field: FieldInfo) -> str:
     """Which values a setting takes, in words."""
+    if groups_of(field.annotation):
+        return "a loss by name, with its settings"
     kinds = [t for t in options(field.annotation) if t is not type(None)]
     words = " or ".join(word(t) for t in kinds)
     bounds = [
@@ -346,6 +354,7 @@ WORDS: dict[Any, str] = {
     dict[str, float]: "names with numbers",
     dict[str, str]: "names with texts",
     tuple[str, ...]: "list of texts",
+    tuple[PartSettings, ...]: "list of losses with coefficient, name and settings",
 }
 SIGNS = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
 

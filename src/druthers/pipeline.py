@@ -30,6 +30,7 @@ from druthers.evaluate.along import SAMPLES, Along, Watch, measure
 from druthers.judges import load_rubric
 from druthers.memory import peak_gib
 from druthers.models import Loaded
+from druthers.objectives import described
 from druthers.records import InputError, Pair, Prompt
 from druthers.report import card, write_data_page, write_report
 from druthers.run import CURATED, INPUTS, OF_CURATION, Run, differences, environment, note_code
@@ -628,8 +629,7 @@ def method_of(settings: Settings, summary: dict[str, Any]) -> str:
     train = summary.get("train", {})
     if "method" not in train:
         return (
-            f"Direct Preference Optimization ({settings.loss.name} loss, beta {settings.loss.beta:g}), "
-            f"{settings.train.pairs_per_step} pairs a step"
+            f"Direct Preference Optimization ({described(settings.loss)}), {settings.train.pairs_per_step} pairs a step"
         )
     name = {"ppo": "Proximal Policy Optimization", "rloo": "REINFORCE leave-one-out"}[train["method"]]
     return f"{name} on sampled answers (reward `{settings.online.reward}`, beta {train['beta']:g} at the end)"

@@ -33,6 +33,7 @@ from druthers.findings import finding, worst
 from druthers.generation import transformers_generator
 from druthers.judges import Rubric
 from druthers.models import Loaded
+from druthers.objectives import reporting_beta
 from druthers.records import Finding, InputError, Pair, Prompt, Rows, asked, text_of
 from druthers.stats import Undefined
 from druthers.tokens import tokenize
@@ -388,7 +389,7 @@ def examine_by_model(found: Examined, sample: Sample, settings: Settings, *, loa
     note = f"{sampled(len(sample), sample.total)} Read by {loaded.name}, as it is before training."
     found.add(alike_to_the_model(found, sample, seen_B.ches, seed=seed), note=note)
     chosen_B, rejected_B = seen_B.logp_CB
-    told = learn.learnability(chosen_B, rejected_B, np.array(prompts), beta=settings.loss.beta)
+    told = learn.learnability(chosen_B, rejected_B, np.array(prompts), beta=reporting_beta(settings.loss))
     apart_B = rejected_B - chosen_B
     stuck = sample.about(
         sorted(np.flatnonzero(told.stuck_N).tolist(), key=lambda i: -apart_B[i]),

@@ -41,6 +41,7 @@ from druthers.evaluate.verdict import Verdict, verdict
 from druthers.generation import Generator, transformers_generator
 from druthers.losses import LOSSES
 from druthers.models import Loaded
+from druthers.objectives import reporting_beta
 from druthers.records import Exchange, Outcome, Pair, Prompt
 from druthers.run import Run
 
@@ -218,7 +219,7 @@ def measure_pairs(room: Room, *, pairs: Sequence[Pair], found: Verdict) -> PairR
     """Diagnostics of the held-out pairs at the best step, written and returned."""
     outcomes = held_out_outcomes(room)
     prompts = {pair.id: pair.prompt_id for pair in pairs}
-    result = evaluate_pairs(outcomes, prompts=prompts, beta=room.settings.loss.beta, seed=room.settings.seed)
+    result = evaluate_pairs(outcomes, prompts=prompts, beta=reporting_beta(room.settings.loss), seed=room.settings.seed)
     result = replace(result, text=explain(result, verdict=found.word))
     storage.write_json(room.run.path("evaluation/pairs.json"), result.as_dict())
     return result

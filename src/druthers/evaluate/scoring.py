@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from druthers import models
-from druthers.losses import Loss, Terms
+from druthers.losses import Loss, Terms, weighted_mean
 from druthers.models import Loaded
 from druthers.records import Exchange, InputError, Outcome, assistant
 from druthers.tokens import TokenizedPair, encode_prompt, encode_response
@@ -80,10 +80,10 @@ def terms_of(pairs: Iterable[TokenizedPair]) -> tuple[list[str], Terms]:
         (pair.id, pair.p, pair.margin, pair.weight, sum(pair.chosen_scored), sum(pair.rejected_scored))
         for pair in pairs
     ]
-    p_B, margin_B, weight_B, *lengths = torch.tensor([row[1:] for row in rows], dtype=torch.float64).reshape(-1, 5).T
-    length_CB, total = torch.stack(lengths), weight_B.sum().item()
-    mean_length = (weight_B * length_CB[0]).sum().item() / total if total > 0 else 1.0
-    return [row[0] for row in rows], Terms(p_B, margin_B, weight_B, length_CB, mean_length=mean_length)
+    table_B5 = torch.tensor([row[1:] for row in rows], dtype=torch.float64).reshape(-1, 5)
+    p_B, margin_B, weight_B, *length_CB = table_B5.unbind(1)
+    tokens = float(weighted_mean(length_CB[0], weight_B)) or 1.0
+    return [row[0] for row in rows], Terms(p_B, margin_B, weight_B, torch.stack(length_CB), tokens)
 
 
 def answer_logps(answers: Sequence[Exchange], *, loaded: Loaded, token_budget: int) -> list[Floats]:

@@ -1,13 +1,14 @@
-"""Losses of preferences: one pure function per equation, and a dictionary of them bound to their settings.
+"""Losses: one pure function per equation, `(2, B)` log-probabilities in, `(B,)` losses out, and the dictionary of them.
 
-`(2, B)` log-probabilities in, `(B,)` losses out; the objective of a step is `sum(w l) / sum(w)` over all of its pairs.
-`LOSSES[name](**knobs)` gives a `Loss`; docs/losses.md says when to use which.
+* `paired`, `coupled`, `free`, `unpaired`, `lists`, `supervised`: the equations, by what they need.
+* `divergences`: transforms that put another f-divergence in place of the reverse KL.
+* `weighting`, `mixture`: weights that depend on the policy, and sums of losses.
+* `terms`, `catalogue`: what a loss is given, what it is, and all of them by name with their knobs.
 """
 
-from __future__ import annotations
-
 from druthers.losses.catalogue import LOSSES
+from druthers.losses.mixture import Part, mixed
 from druthers.losses.paired import ipo, sigmoid
-from druthers.losses.terms import Loss, Need, State, Terms, logratios
+from druthers.losses.terms import NEEDS, Loss, State, Terms, logratios, weighted_mean
 
-__all__ = ["LOSSES", "Loss", "Need", "State", "Terms", "ipo", "logratios", "sigmoid"]
+__all__ = ["LOSSES", "NEEDS", "Loss", "Part", "State", "Terms", "ipo", "logratios", "mixed", "sigmoid", "weighted_mean"]

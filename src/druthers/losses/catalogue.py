@@ -1,409 +1,421 @@
-"""Every loss by name, bound to its settings.
+"""The dictionary: every loss by name, bound to its knobs. The equations stand in the modules that are imported here.
 
-Letters: C pair axis (0 chosen, 1 rejected), B pairs.
+Keyword names are those of the settings (`objectives.py`), so `LOSSES[name](**knobs)` works on a dumped section.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from druthers.losses import coupled, free, paired, supervised, unpaired
-from druthers.losses.divergences import Divergence
-from druthers.losses.supervised import Reduction
-from druthers.losses.terms import Loss, State, Terms, wanted
-from druthers.losses.weighting import wpo
-
-# ---------------------------------------------------------------- pairs against a reference
+from druthers.losses.divergences import Transform, transform
+from druthers.losses.mixture import Part, mixed
+from druthers.losses.terms import Equation, Loss, State, Terms, given
+from druthers.losses.weighting import weighted
 
 
-def sigmoid_loss(*, beta: float, divergence: Divergence = "reverse-kl", alpha: float = 0.5) -> Loss:
-    """DPO."""
-
-    def of(policy_CB: Tensor, reference_CB: Tensor, t: Terms) -> Tensor:
-        return paired.sigmoid(
-            policy_CB, reference_CB, beta=beta, p_B=t.p_B, margin_B=t.margin_B, divergence=divergence, alpha=alpha
-        )
-
-    return Loss(of, p=True, margin=True)
-
-
-def cdpo_loss(*, beta: float, epsilon: float) -> Loss:
-    """Conservative DPO."""
-    return Loss(lambda policy, reference, t: paired.cdpo(policy, reference, beta=beta, epsilon=epsilon))
-
-
-def robust_loss(*, beta: float, epsilon: float, divergence: Divergence = "reverse-kl", alpha: float = 0.5) -> Loss:
-    """Robust DPO."""
-
-    def of(policy_CB: Tensor, reference_CB: Tensor, t: Terms) -> Tensor:
-        return paired.robust(policy_CB, reference_CB, beta=beta, epsilon=epsilon, divergence=divergence, alpha=alpha)
-
-    return Loss(of)
-
-
-def geometric_loss(*, beta: float) -> Loss:
-    """Geometric-averaged DPO."""
-    return Loss(lambda policy, reference, t: paired.geometric(policy, reference, beta=beta, p_B=t.p_B), p=True)
-
-
-def hinge_loss(*, beta: float, divergence: Divergence = "reverse-kl", alpha: float = 0.5) -> Loss:
-    """Hinge."""
-
-    def of(policy_CB: Tensor, reference_CB: Tensor, t: Terms) -> Tensor:
-        return paired.hinge(policy_CB, reference_CB, beta=beta, margin_B=t.margin_B, divergence=divergence, alpha=alpha)
-
-    return Loss(of, margin=True)
-
-
-def ipo_loss(*, beta: float, divergence: Divergence = "reverse-kl", alpha: float = 0.5) -> Loss:
-    """IPO with log-ratios averaged over their tokens."""
-
-    def of(policy_CB: Tensor, reference_CB: Tensor, t: Terms) -> Tensor:
-        return paired.ipo(policy_CB, reference_CB, beta=beta, length_CB=t.length_CB, divergence=divergence, alpha=alpha)
-
-    return Loss(of)
-
-
-def ipo_summed_loss(*, beta: float, divergence: Divergence = "reverse-kl", alpha: float = 0.5) -> Loss:
-    """IPO with log-ratios summed over their tokens."""
+def sigmoid_loss(*, beta: float, divergence: str = "reverse-kl", divergence_alpha: float | None = None) -> Loss:
+    """DPO, with graded pairs."""
+    u = transform(divergence, alpha=divergence_alpha)
     return Loss(
-        lambda policy, reference, t: paired.ipo(policy, reference, beta=beta, divergence=divergence, alpha=alpha)
+        of=lambda policy, reference, t: paired.sigmoid(
+            policy, reference, beta=beta, p_B=t.p_B, margin_B=t.margin_B, u=u
+        ),
+        p=True,
+        margin=True,
     )
 
 
-def dpo_norm_loss(*, beta: float, divergence: Divergence = "reverse-kl", alpha: float = 0.5) -> Loss:
+def cdpo_loss(
+    *, beta: float, smoothing: float, divergence: str = "reverse-kl", divergence_alpha: float | None = None
+) -> Loss:
+    """Conservative DPO."""
+    u = transform(divergence, alpha=divergence_alpha)
+    return Loss(
+        of=lambda policy, reference, t: paired.cdpo(
+            policy, reference, beta=beta, smoothing=smoothing, margin_B=t.margin_B, u=u
+        ),
+        margin=True,
+    )
+
+
+def robust_loss(
+    *, beta: float, smoothing: float, divergence: str = "reverse-kl", divergence_alpha: float | None = None
+) -> Loss:
+    """Robust DPO."""
+    return plain(paired.robust, beta=beta, smoothing=smoothing, u=transform(divergence, alpha=divergence_alpha))
+
+
+def geometric_loss(*, beta: float) -> Loss:
+    """GDPO."""
+    return Loss(of=lambda policy, reference, t: paired.geometric(policy, reference, beta=beta, p_B=t.p_B), p=True)
+
+
+def hinge_loss(*, beta: float, divergence: str = "reverse-kl", divergence_alpha: float | None = None) -> Loss:
+    """The hinge of RSO and SLiC."""
+    u = transform(divergence, alpha=divergence_alpha)
+    return Loss(
+        of=lambda policy, reference, t: paired.hinge(policy, reference, beta=beta, margin_B=t.margin_B, u=u),
+        margin=True,
+    )
+
+
+def ipo_loss(*, beta: float, divergence: str = "reverse-kl", divergence_alpha: float | None = None) -> Loss:
+    """IPO on log-ratios averaged over each response."""
+    return measured(paired.ipo, beta=beta, u=transform(divergence, alpha=divergence_alpha))
+
+
+def ipo_summed_loss(*, beta: float, divergence: str = "reverse-kl", divergence_alpha: float | None = None) -> Loss:
+    """IPO on summed log-ratios."""
+    return plain(paired.ipo, beta=beta, u=transform(divergence, alpha=divergence_alpha))
+
+
+def dpo_norm_loss(*, beta: float, divergence: str = "reverse-kl", divergence_alpha: float | None = None) -> Loss:
     """Length-normalised DPO."""
-
-    def of(policy_CB: Tensor, reference_CB: Tensor, t: Terms) -> Tensor:
-        return paired.dpo_norm(
-            policy_CB,
-            reference_CB,
-            beta=beta,
-            length_CB=t.length_CB,
-            p_B=t.p_B,
-            margin_B=t.margin_B,
-            divergence=divergence,
-            alpha=alpha,
-        )
-
-    return Loss(of, p=True, margin=True)
+    return measured(paired.dpo_norm, beta=beta, u=transform(divergence, alpha=divergence_alpha))
 
 
-def exo_loss(*, beta: float, epsilon: float, divergence: Divergence = "reverse-kl", alpha: float = 0.5) -> Loss:
-    """EXO."""
-
-    def of(policy_CB: Tensor, reference_CB: Tensor, t: Terms) -> Tensor:
-        return paired.exo(policy_CB, reference_CB, beta=beta, epsilon=epsilon, divergence=divergence, alpha=alpha)
-
-    return Loss(of)
+def exo_loss(
+    *, beta: float, smoothing: float, divergence: str = "reverse-kl", divergence_alpha: float | None = None
+) -> Loss:
+    """EXO; raises ValueError where `smoothing` is not above 0, which would be the logarithm of 0."""
+    if smoothing <= 0:
+        raise ValueError(f"smoothing = {smoothing:g} would be the logarithm of 0 in EXO; use 0.001")
+    return plain(paired.exo, beta=beta, smoothing=smoothing, u=transform(divergence, alpha=divergence_alpha))
 
 
 def nca_loss(*, beta: float) -> Loss:
-    """NCA for pairs."""
-    return Loss(lambda policy, reference, t: paired.nca(policy, reference, beta=beta))
+    """NCA."""
+    return plain(paired.nca, beta=beta)
 
 
 def sppo_loss(*, beta: float) -> Loss:
-    """SPPO, with the p of the pairs as the probability that chosen wins."""
-    return Loss(lambda policy, reference, t: paired.sppo(policy, reference, beta=beta, p_B=t.p_B), p=True)
+    """SPPO, with p as the probability to win."""
+    return Loss(of=lambda policy, reference, t: paired.sppo(policy, reference, beta=beta, p_B=t.p_B), p=True)
 
 
 def apo_zero_loss(*, beta: float) -> Loss:
     """APO-zero."""
-    return Loss(lambda policy, reference, t: paired.apo_zero(policy, reference, beta=beta))
+    return plain(paired.apo_zero, beta=beta)
 
 
 def apo_down_loss(*, beta: float) -> Loss:
     """APO-down."""
-    return Loss(lambda policy, reference, t: paired.apo_down(policy, reference, beta=beta))
+    return plain(paired.apo_down, beta=beta)
 
 
-def discopop_loss(*, beta: float, tau: float, divergence: Divergence = "reverse-kl", alpha: float = 0.5) -> Loss:
+def discopop_loss(
+    *, beta: float, tau: float, divergence: str = "reverse-kl", divergence_alpha: float | None = None
+) -> Loss:
     """DiscoPOP."""
-
-    def of(policy_CB: Tensor, reference_CB: Tensor, t: Terms) -> Tensor:
-        return paired.discopop(policy_CB, reference_CB, beta=beta, tau=tau, divergence=divergence, alpha=alpha)
-
-    return Loss(of)
+    return plain(paired.discopop, beta=beta, tau=tau, u=transform(divergence, alpha=divergence_alpha))
 
 
 def dpop_loss(*, beta: float, penalty: float) -> Loss:
     """DPO-Positive."""
-    return Loss(lambda policy, reference, t: paired.dpop(policy, reference, beta=beta, penalty=penalty))
+    return plain(paired.dpop, beta=beta, penalty=penalty)
 
 
 def rdpo_loss(*, beta: float, alpha: float) -> Loss:
     """R-DPO."""
-    return Loss(
-        lambda policy, reference, t: paired.rdpo(policy, reference, beta=beta, alpha=alpha, length_CB=t.length_CB)
-    )
+    return measured(paired.rdpo, beta=beta, alpha=alpha)
 
 
-def ld_loss(*, beta: float, alpha: float, on_reference: bool = True) -> Loss:
-    """LD-DPO; where `on_reference` is false the reference keeps all of its tokens, as in some trainers."""
+def ld_loss(*, beta: float, alpha: float, tail_of: str = "both") -> Loss:
+    """LD-DPO; `tail_of` is 'both' models, or the 'policy' alone. Raises ValueError for another name."""
+    if tail_of not in ("both", "policy"):
+        raise ValueError(f"tail_of = {tail_of!r} is not 'both' or 'policy'")
 
     def of(policy_CB: Tensor, reference_CB: Tensor, t: Terms) -> Tensor:
-        policy_CB = paired.desensitized(policy_CB, wanted(t.policy_head_CB, "policy_head_CB"), alpha=alpha)
-        if on_reference:
-            head_CB = wanted(t.reference_head_CB, "reference_head_CB")
-            reference_CB = paired.desensitized(reference_CB, head_CB, alpha=alpha)
+        policy_CB = paired.desensitized(policy_CB, given(t.policy_head_CB, need="head"), alpha=alpha)
+        if tail_of == "both":
+            reference_CB = paired.desensitized(reference_CB, given(t.reference_head_CB, need="head"), alpha=alpha)
         return paired.sigmoid(policy_CB, reference_CB, beta=beta, p_B=t.p_B, margin_B=t.margin_B)
 
-    return Loss(of, p=True, margin=True, needs=frozenset({"head"}))
+    return Loss(of=of, p=True, margin=True, needs=frozenset({"head"}))
+
+
+def samp_loss(*, beta: float) -> Loss:
+    """SamPO: DPO on as many tokens of both sides (Lu et al. 2024, arXiv 2406.10957)."""
+
+    def of(policy_CB: Tensor, reference_CB: Tensor, t: Terms) -> Tensor:
+        policy_CB, reference_CB = given(t.policy_head_CB, need="sample"), given(t.reference_head_CB, need="sample")
+        return paired.sigmoid(policy_CB, reference_CB, beta=beta, p_B=t.p_B, margin_B=t.margin_B)
+
+    return Loss(of=of, p=True, margin=True, needs=frozenset({"sample"}))
+
+
+def cal_loss(*, beta: float) -> Loss:
+    """Cal-DPO."""
+    return plain(paired.cal, beta=beta)
+
+
+def chi_loss(*, beta: float, clip: float | None = None) -> Loss:
+    """Chi-squared PO."""
+    return plain(paired.chi, beta=beta, clip=clip)
 
 
 def tdpo1_loss(*, beta: float) -> Loss:
     """TDPO1."""
 
     def of(policy_CB: Tensor, reference_CB: Tensor, t: Terms) -> Tensor:
-        return paired.tdpo1(policy_CB, reference_CB, beta=beta, divergence_CB=wanted(t.divergence_CB, "divergence_CB"))
+        k_CB = given(t.divergence_CB, need="divergence")
+        return paired.tdpo1(policy_CB, reference_CB, beta=beta, divergence_CB=k_CB)
 
-    return Loss(of, needs=frozenset({"divergence"}))
+    return Loss(of=of, needs=frozenset({"divergence"}))
 
 
 def tdpo2_loss(*, beta: float, alpha: float) -> Loss:
     """TDPO2."""
 
     def of(policy_CB: Tensor, reference_CB: Tensor, t: Terms) -> Tensor:
-        divergence_CB = wanted(t.divergence_CB, "divergence_CB")
-        return paired.tdpo2(policy_CB, reference_CB, beta=beta, alpha=alpha, divergence_CB=divergence_CB)
+        k_CB = given(t.divergence_CB, need="divergence")
+        return paired.tdpo2(policy_CB, reference_CB, beta=beta, alpha=alpha, divergence_CB=k_CB)
 
-    return Loss(of, needs=frozenset({"divergence"}))
-
-
-def cal_loss(*, beta: float) -> Loss:
-    """Cal-DPO."""
-    return Loss(lambda policy, reference, t: paired.cal(policy, reference, beta=beta))
+    return Loss(of=of, needs=frozenset({"divergence"}))
 
 
-def chi_loss(*, beta: float, clip: float) -> Loss:
-    """chi-PO."""
-    return Loss(lambda policy, reference, t: paired.chi(policy, reference, beta=beta, clip=clip))
-
-
-# ---------------------------------------------------------------- the whole step at once
-
-
-def bco_loss(*, beta: float, momentum: float) -> Loss:
-    """BCO for pairs, with its running shift; a momentum of 1 keeps it at 0, as trainers without one do."""
+def bco_loss(*, beta: float, shift: str = "moving", momentum: float | None = None) -> Loss:
+    """BCO on pairs; `shift` 'moving' (an exponential average over steps), 'mean' (of all steps), or 'none'."""
 
     def of(policy_CB: Tensor, reference_CB: Tensor, t: Terms) -> Tensor:
-        return coupled.bco(policy_CB, reference_CB, beta=beta, shift=t.state.get("shift", 0.0))
+        return coupled.bco(policy_CB, reference_CB, beta=beta, shift=t.state["mean"])
+
+    return shifted(of, partial(coupled.mean_reward, beta=beta), shift=shift, momentum=momentum)
+
+
+def bco_unpaired_loss(*, beta: float, shift: str = "moving", momentum: float | None = None) -> Loss:
+    """BCO on labelled answers, with the same shifts."""
+
+    def of(policy_CB: Tensor, reference_CB: Tensor, t: Terms) -> Tensor:
+        return unpaired.bco_unpaired(policy_CB, reference_CB, beta=beta, shift=t.state["mean"], label_B=t.p_B)
+
+    found = shifted(of, partial(unpaired.mean_answer_reward, beta=beta), shift=shift, momentum=momentum)
+    return replace(found, p=True, unpaired=True)
+
+
+MOMENTUM = 0.9
+"""What a moving shift keeps of the past, where nothing is said."""
+
+
+def shifted(of: Equation, mean: Callable[..., float], *, shift: str, momentum: float | None) -> Loss:
+    """A loss whose threshold, `mean` in its state, follows the mean reward of the steps.
+
+    Raises ValueError for an unknown shift, and for a momentum that it does not read.
+    """
+    if shift not in ("moving", "mean", "none"):
+        raise ValueError(f"shift = {shift!r} is not 'moving', 'mean' or 'none'")
+    if momentum is not None and shift != "moving":
+        raise ValueError(f"momentum = {momentum:g} is read by shift = 'moving' alone; leave one of them out")
+    if shift == "none":
+        return Loss(of=lambda policy, reference, t: of(policy, reference, replace(t, state={"mean": 0.0})))
+    past = None if shift == "mean" else MOMENTUM if momentum is None else momentum
 
     def follow(policy_CB: Tensor, reference_CB: Tensor, t: Terms) -> State:
-        return coupled.shifted(t.state, policy_CB, reference_CB, beta=beta, momentum=momentum, weight_B=t.weight_B)
+        now = mean(policy_CB, reference_CB, weight_B=t.weight_B)
+        return coupled.followed(t.state, {"mean": now}, momentum=past)
 
-    return Loss(of) if momentum == 1 else Loss(of, coupled=True, follow=follow)
-
-
-def aot_loss(*, beta: float, epsilon: float) -> Loss:
-    """AOT for pairs."""
-    return Loss(lambda policy, reference, t: coupled.aot(policy, reference, beta=beta, epsilon=epsilon), coupled=True)
+    return Loss(of=following(of, follow), coupled=True, follow=follow)
 
 
-def aot_unpaired_loss(*, beta: float, epsilon: float) -> Loss:
-    """AOT over all chosen and all rejected."""
+def following(of: Equation, follow: Callable[[Tensor, Tensor, Terms], State]) -> Equation:
+    """The equation with a state in its terms: the one given, or what it follows to on this set alone."""
+
+    def value(policy_CB: Tensor, reference_CB: Tensor, t: Terms) -> Tensor:
+        state = t.state or follow(policy_CB, reference_CB, t)
+        return of(policy_CB, reference_CB, replace(t, state=state))
+
+    return value
+
+
+def aot_loss(*, beta: float, smoothing: float = 0.0) -> Loss:
+    """AOT on pairs."""
     return Loss(
-        lambda policy, reference, t: coupled.aot_unpaired(policy, reference, beta=beta, epsilon=epsilon), coupled=True
+        of=lambda policy, reference, t: coupled.aot(
+            policy, reference, beta=beta, smoothing=smoothing, weight_B=t.weight_B
+        ),
+        coupled=True,
     )
 
 
-def beta_dpo_loss(*, beta: float, alpha: float, share: float, momentum: float) -> Loss:
-    """beta-DPO."""
+def aot_unpaired_loss(*, beta: float, smoothing: float = 0.0) -> Loss:
+    """AOT that sorts chosen and rejected apart; its data are pairs all the same, of which the pairing is not used."""
+    return Loss(
+        of=lambda policy, reference, t: coupled.aot_unpaired(
+            policy, reference, beta=beta, smoothing=smoothing, weight_B=t.weight_B
+        ),
+        coupled=True,
+    )
+
+
+def beta_dpo_loss(*, beta: float, alpha: float, momentum: float, keep: float) -> Loss:
+    """beta-DPO with a `keep` share of every step."""
+
+    def follow(policy_CB: Tensor, reference_CB: Tensor, t: Terms) -> State:
+        mean, deviation = coupled.gap_moments(policy_CB, reference_CB, weight_B=t.weight_B)
+        return coupled.followed(t.state, {"mean": mean, "deviation": deviation}, momentum=momentum)
 
     def of(policy_CB: Tensor, reference_CB: Tensor, t: Terms) -> Tensor:
+        kept_B = coupled.kept(
+            paired.gap(policy_CB.detach(), reference_CB),
+            mean=t.state["mean"],
+            deviation=t.state["deviation"],
+            share=keep,
+            draw_B=given(t.draw_B, need="draw"),
+            weight_B=t.weight_B,
+        )
         return coupled.beta_dpo(
             policy_CB,
             reference_CB,
             beta=beta,
             alpha=alpha,
-            share=share,
+            mean=t.state["mean"],
+            kept_B=kept_B,
             weight_B=t.weight_B,
-            draw_B=wanted(t.draw_B, "draw_B"),
-            centre=t.state["centre"],
-            spread=t.state["spread"],
         )
 
-    def follow(policy_CB: Tensor, reference_CB: Tensor, t: Terms) -> State:
-        return coupled.usual(t.state, policy_CB, reference_CB, momentum=momentum, weight_B=t.weight_B)
-
-    return Loss(of, needs=frozenset({"draw"}), coupled=True, follow=follow)
+    return Loss(of=following(of, follow), needs=frozenset({"draw"}), coupled=True, follow=follow)
 
 
-def drdpo_loss(*, beta: float, temper: float) -> Loss:
-    """Dr. DPO over the sigmoid loss."""
-    core = sigmoid_loss(beta=beta)
+def drdpo_loss(*, beta: float, temperature: float) -> Loss:
+    """Dr. DPO over graded core losses."""
 
     def of(policy_CB: Tensor, reference_CB: Tensor, t: Terms) -> Tensor:
-        return coupled.drdpo(core.of(policy_CB, reference_CB, t), weight_B=t.weight_B, temper=temper)
+        core_B = paired.sigmoid(policy_CB, reference_CB, beta=beta, p_B=t.p_B, margin_B=t.margin_B)
+        return coupled.drdpo(core_B, temperature=temperature, weight_B=t.weight_B)
 
-    return replace(core, of=of, coupled=True)
-
-
-# ---------------------------------------------------------------- without a reference
+    return Loss(of=of, p=True, margin=True, coupled=True)
 
 
 def simpo_loss(*, beta: float, gamma: float) -> Loss:
-    """SimPO."""
-
-    def of(policy_CB: Tensor, reference_CB: Tensor, t: Terms) -> Tensor:
-        return free.simpo(policy_CB, beta=beta, gamma=gamma, length_CB=t.length_CB, margin_B=t.margin_B)
-
-    return Loss(of, margin=True, reference=False)
+    """SimPO; the margin of a pair is added to gamma."""
+    return Loss(
+        of=lambda policy, reference, t: free.simpo(
+            policy, beta=beta, gamma=gamma, length_CB=t.length_CB, margin_B=t.margin_B
+        ),
+        margin=True,
+        reference=False,
+    )
 
 
 def alphapo_loss(*, beta: float, gamma: float, alpha: float) -> Loss:
     """AlphaPO."""
-
-    def of(policy_CB: Tensor, reference_CB: Tensor, t: Terms) -> Tensor:
-        return free.alphapo(policy_CB, beta=beta, gamma=gamma, alpha=alpha, length_CB=t.length_CB)
-
-    return Loss(of, reference=False)
-
-
-def with_likelihood(
-    preference: Callable[[Tensor, Terms], Tensor], *, times: float, likelihood: float, reduce: Reduction
-) -> Loss:
-    """A preference without a reference, and the likelihood of chosen."""
-
-    def of(policy_CB: Tensor, reference_CB: Tensor, t: Terms) -> Tensor:
-        chosen_B = supervised.sft(policy_CB, length_CB=t.length_CB, mean_length=t.mean_length, reduce=reduce)
-        return times * preference(policy_CB, t) + likelihood * chosen_B
-
-    return Loss(of, reference=False)
-
-
-def cpo_loss(*, beta: float, likelihood: float, reduce: Reduction = "token") -> Loss:
-    """CPO."""
-    return with_likelihood(
-        lambda policy, t: free.cpo(policy, beta=beta), times=1.0, likelihood=likelihood, reduce=reduce
+    return Loss(
+        of=lambda policy, reference, t: free.alphapo(
+            policy, beta=beta, gamma=gamma, alpha=alpha, length_CB=t.length_CB
+        ),
+        reference=False,
     )
 
 
-def orpo_loss(*, odds: float, reduce: Reduction = "token") -> Loss:
-    """ORPO: likelihood of chosen and `odds` times the preference."""
-    return with_likelihood(
-        lambda policy, t: free.orpo(policy, length_CB=t.length_CB), times=odds, likelihood=1.0, reduce=reduce
+def cpo_loss(*, beta: float, nll_weight: float, reduce: str = "per-token") -> Loss:
+    """CPO with its likelihood term."""
+    return with_nll(lambda policy, t: free.cpo(policy, beta=beta), weight=nll_weight, reduce=reduce)
+
+
+def slic_loss(*, delta: float, nll_weight: float, reduce: str = "sum") -> Loss:
+    """SLiC-HF with its likelihood term."""
+    return with_nll(lambda policy, t: free.slic(policy, delta=delta), weight=nll_weight, reduce=reduce)
+
+
+def orpo_loss(*, odds_weight: float, reduce: str = "per-sequence") -> Loss:
+    """ORPO: the likelihood of chosen, and the odds ratio with its weight."""
+    return with_nll(lambda policy, t: odds_weight * free.orpo(policy, length_CB=t.length_CB), weight=1.0, reduce=reduce)
+
+
+def with_nll(preference: Callable[[Tensor, Terms], Tensor], *, weight: float, reduce: str) -> Loss:
+    """A reference-free preference term plus `weight` times the negative log-likelihood of chosen."""
+    likelihood = sft_loss(reduce=reduce).of
+    return Loss(
+        of=lambda policy, reference, t: preference(policy, t) + weight * likelihood(policy, reference, t),
+        reference=False,
     )
 
 
-def slic_loss(*, delta: float, likelihood: float, reduce: Reduction = "token") -> Loss:
-    """SLiC-HF with the chosen response as its target."""
-    return with_likelihood(
-        lambda policy, t: free.slic(policy, delta=delta), times=1.0, likelihood=likelihood, reduce=reduce
+def sft_loss(*, reduce: str = "per-token") -> Loss:
+    """Supervised fine-tuning on chosen. Raises ValueError for an unknown reduction."""
+    if reduce not in supervised.REDUCTIONS:
+        raise ValueError(f"reduce = {reduce!r} is not one of {', '.join(supervised.REDUCTIONS)}")
+    return Loss(
+        of=lambda policy, reference, t: supervised.nll(
+            policy, reduce=reduce, length_CB=t.length_CB, mean_length=t.mean_length
+        ),
+        reference=False,
     )
-
-
-def sft_loss(*, reduce: Reduction = "token") -> Loss:
-    """Likelihood of chosen: SFT, and Preferred-FT of the DPO paper."""
-
-    def of(policy_CB: Tensor, reference_CB: Tensor, t: Terms) -> Tensor:
-        return supervised.sft(policy_CB, length_CB=t.length_CB, mean_length=t.mean_length, reduce=reduce)
-
-    return Loss(of, reference=False)
 
 
 def unlikelihood_loss(*, alpha: float, form: str = "bounded") -> Loss:
-    """Unlikelihood; 'direct' subtracts the log-probability of rejected, which has no lower bound."""
-    bounded = form == "bounded"
+    """Unlikelihood of rejected, token by token ('bounded') or as a whole ('direct')."""
+    if form not in ("bounded", "direct"):
+        raise ValueError(f"form = {form!r} is not 'bounded' or 'direct'")
+    if form == "direct":
+        return Loss(
+            of=lambda policy, reference, t: supervised.unlikelihood_direct(policy, alpha=alpha), reference=False
+        )
 
     def of(policy_CB: Tensor, reference_CB: Tensor, t: Terms) -> Tensor:
-        unlikely_CB = wanted(t.unlikely_CB, "unlikely_CB") if bounded else None
+        unlikely_CB = given(t.unlikely_CB, need="unlikely")
         return supervised.unlikelihood(policy_CB, alpha=alpha, unlikely_CB=unlikely_CB)
 
-    return Loss(of, reference=False, needs=frozenset({"unlikely"}) if bounded else frozenset())
+    return Loss(of=of, reference=False, needs=frozenset({"unlikely"}))
 
 
-# ---------------------------------------------------------------- single answers
-
-
-def kto_loss(*, beta: float, good: float, bad: float) -> Loss:
-    """KTO."""
+def kto_loss(*, beta: float, desirable: float, undesirable: float) -> Loss:
+    """KTO, its reference point from the mismatched answers of the step."""
 
     def of(policy_CB: Tensor, reference_CB: Tensor, t: Terms) -> Tensor:
-        z0 = unpaired.anchor(policy_CB, reference_CB, weight_B=t.weight_B)
-        return unpaired.kto(policy_CB, reference_CB, beta=beta, good=good, bad=bad, p_B=t.p_B, z0=z0)
+        return unpaired.kto(
+            policy_CB,
+            reference_CB,
+            beta=beta,
+            desirable=desirable,
+            undesirable=undesirable,
+            origin=unpaired.reference_point(policy_CB, reference_CB, weight_B=t.weight_B),
+            label_B=t.p_B,
+        )
 
-    return Loss(of, p=True, coupled=True, unpaired=True)
-
-
-def bco_unpaired_loss(*, beta: float, momentum: float) -> Loss:
-    """BCO of single answers."""
-
-    def of(policy_CB: Tensor, reference_CB: Tensor, t: Terms) -> Tensor:
-        shift = t.state.get("shift", 0.0)
-        return unpaired.bco_unpaired(policy_CB, reference_CB, beta=beta, p_B=t.p_B, shift=shift)
-
-    def follow(policy_CB: Tensor, reference_CB: Tensor, t: Terms) -> State:
-        answers = [side_CB[:1].expand(2, -1) for side_CB in (policy_CB, reference_CB)]
-        return coupled.shifted(t.state, *answers, beta=beta, momentum=momentum, weight_B=t.weight_B)
-
-    return Loss(of, p=True, coupled=True, unpaired=True, follow=follow)
+    return Loss(of=of, p=True, coupled=True, unpaired=True)
 
 
 def apo_zero_unpaired_loss(*, beta: float) -> Loss:
-    """APO-zero of single answers."""
+    """APO-zero on labelled answers."""
     return Loss(
-        lambda policy, reference, t: unpaired.apo_zero_unpaired(policy, reference, beta=beta, p_B=t.p_B),
+        of=lambda policy, reference, t: unpaired.apo_zero_unpaired(policy, reference, beta=beta, label_B=t.p_B),
         p=True,
         unpaired=True,
     )
 
 
-# ---------------------------------------------------------------- of other losses
+def wpo_loss(*, inner: Mapping[str, Any], most: float | None = None) -> Loss:
+    """WPO's weights on the loss `inner`, a name with its knobs."""
+    return weighted(made(inner), most=most)
 
 
-def mixed(parts: Sequence[tuple[float, Loss]]) -> Loss:
-    """A weighted sum of losses, as MPO (0.8 sigmoid + 0.2 bco + 1.0 sft, arXiv 2411.10442) or RPO (sigmoid + sft).
-
-    p and margin are honoured where a part does; the others go by which response is chosen. State stands under the
-    number of its part. Raises ValueError for parts of single answers and of pairs together.
-    """
-    if len({part.unpaired for _, part in parts}) > 1:
-        raise ValueError("losses of single answers and of pairs cannot be summed; take one kind")
-
-    def own(state: State, place: int) -> State:
-        return {key.partition(".")[2]: value for key, value in state.items() if key.startswith(f"{place}.")}
-
-    def of(policy_CB: Tensor, reference_CB: Tensor, t: Terms) -> Tensor:
-        found = [
-            weight * part.of(policy_CB, reference_CB, replace(t, state=own(t.state, i)))
-            for i, (weight, part) in enumerate(parts)
-        ]
-        return torch.stack(found).sum(0)
-
-    def follow(policy_CB: Tensor, reference_CB: Tensor, t: Terms) -> State:
-        found: dict[str, float] = {}
-        for i, (_, part) in enumerate(parts):
-            if part.follow is not None:
-                new = part.follow(policy_CB, reference_CB, replace(t, state=own(t.state, i)))
-                found |= {f"{i}.{key}": value for key, value in new.items()}
-        return found
-
-    losses = [part for _, part in parts]
-    return Loss(
-        of,
-        p=any(part.p for part in losses),
-        margin=any(part.margin for part in losses),
-        reference=any(part.reference for part in losses),
-        needs=frozenset().union(*(part.needs for part in losses)),
-        coupled=any(part.coupled for part in losses),
-        unpaired=losses[0].unpaired,
-        follow=follow if any(part.follow for part in losses) else None,
-    )
+def mixed_loss(*, parts: Sequence[Mapping[str, Any]]) -> Loss:
+    """A sum of losses; every part is a coefficient, a name and its knobs."""
+    return mixed([Part(str(part["name"]), float(part["coefficient"]), made(part)) for part in parts])
 
 
-def weighted_by_policy(loss: Loss) -> Loss:
-    """WPO over a loss of pairs; raises ValueError for one that sorts its step or is of single answers."""
+def made(settings: Mapping[str, Any]) -> Loss:
+    """The loss of a mapping with its name and knobs; a coefficient beside them is not read."""
+    return LOSSES[settings["name"]](**{k: v for k, v in settings.items() if k not in ("name", "coefficient")})
 
-    def of(policy_CB: Tensor, reference_CB: Tensor, t: Terms) -> Tensor:
-        return loss.of(policy_CB, reference_CB, t) * wpo(wanted(t.certainty_CB, "certainty_CB"))
 
-    return replace(loss, of=of, needs=loss.needs | {"certainty"})
+def plain(equation: Callable[..., Tensor], *, u: Transform | None = None, **knobs: float | None) -> Loss:
+    """A loss of the log-probabilities and its knobs alone."""
+    given_knobs = knobs if u is None else {**knobs, "u": u}
+    return Loss(of=lambda policy, reference, t: equation(policy, reference, **given_knobs))
+
+
+def measured(equation: Callable[..., Tensor], *, u: Transform | None = None, **knobs: float) -> Loss:
+    """The same, of the lengths as well."""
+    given_knobs = knobs if u is None else {**knobs, "u": u}
+    return Loss(of=lambda policy, reference, t: equation(policy, reference, length_CB=t.length_CB, **given_knobs))
 
 
 LOSSES: dict[str, Callable[..., Loss]] = {
@@ -418,20 +430,21 @@ LOSSES: dict[str, Callable[..., Loss]] = {
     "exo": exo_loss,
     "nca": nca_loss,
     "sppo": sppo_loss,
-    "bco": bco_loss,
-    "aot": aot_loss,
-    "aot-unpaired": aot_unpaired_loss,
     "apo-zero": apo_zero_loss,
     "apo-down": apo_down_loss,
     "discopop": discopop_loss,
     "dpop": dpop_loss,
     "rdpo": rdpo_loss,
     "ld": ld_loss,
+    "samp": samp_loss,
+    "cal": cal_loss,
+    "chi": chi_loss,
     "tdpo1": tdpo1_loss,
     "tdpo2": tdpo2_loss,
-    "cal": cal_loss,
+    "bco": bco_loss,
+    "aot": aot_loss,
+    "aot-unpaired": aot_unpaired_loss,
     "beta-dpo": beta_dpo_loss,
-    "chi": chi_loss,
     "drdpo": drdpo_loss,
     "simpo": simpo_loss,
     "alphapo": alphapo_loss,
@@ -443,4 +456,6 @@ LOSSES: dict[str, Callable[..., Loss]] = {
     "kto": kto_loss,
     "bco-unpaired": bco_unpaired_loss,
     "apo-zero-unpaired": apo_zero_unpaired_loss,
+    "wpo": wpo_loss,
+    "mixed": mixed_loss,
 }

@@ -1,38 +1,76 @@
-"""f-divergences: what stands in the place of a log-ratio where another distance than reverse KL holds the policy.
+"""Transforms of a log-ratio that put another f-divergence in place of the reverse KL (Wang et al., arXiv 2309.16240).
 
-Wang et al. 2023, "Beyond Reverse KL" (arXiv 2309.16240): the reward is beta f'(pi / pi_ref) up to a constant
-of the prompt, which falls out of a difference of two responses, and only there.
+With `x = log(policy / reference)` a loss of the difference `u(a) - u(b)` regularises by the divergence whose derivative
+is `u`. The normaliser of the reward cancels in that difference and nowhere else, so losses that look at one side alone
+have no such variant, and no such setting.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Divergence = Literal["reverse-kl", "forward-kl", "js", "alpha"]
-LARGEST = 80.0
-"""Exponents are cut here, where float32 still holds their exponential."""
+Transform = Callable[[Tensor], Tensor]
+DIVERGENCES = ("reverse-kl", "forward-kl", "js", "alpha")
+LARGEST_EXPONENT = 80.0
+"""Exponents are cut here: e^80 times any beta is still a finite float32, and its sign is all that matters by then."""
 
 
-def scores(ratio_CB: Tensor, *, divergence: Divergence = "reverse-kl", alpha: float = 0.5) -> Tensor:
-    """f' of the ratio, from its logarithm x: x, 1 - exp(-x), log 2 + log sigmoid(x), (exp((a-1) x) - 1) / (a-1).
+def reverse_kl(x: Tensor) -> Tensor:
+    """`u(x) = x`: the DPO of the paper.
 
-    Alpha near 1 is reverse KL. Derivatives at the reference are 1, 1, 1/2 and 1. Any shape; the same comes back.
-
-    >>> x = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    >>> [[round(v, 4) for v in scores(x, divergence=kind).tolist()] for kind in ("reverse-kl", "forward-kl", "js")]
-    [[0.0, 1.0], [0.0, 0.6321], [0.0, 0.3799]]
-    >>> [round(v, 4) for v in scores(x, divergence="alpha", alpha=0.5).tolist()]
-    [0.0, 0.7869]
+    >>> reverse_kl(torch.tensor(0.5)).item()
+    0.5
     """
-    if divergence == "forward-kl":
-        return 1 - torch.exp((-ratio_CB).clamp(max=LARGEST))
-    if divergence == "js":
-        return math.log(2) + F.logsigmoid(ratio_CB)
-    if divergence == "alpha" and abs(alpha - 1) >= 1e-6:
-        return torch.expm1(((alpha - 1) * ratio_CB).clamp(max=LARGEST)) / (alpha - 1)
-    return ratio_CB
+    return x
+
+
+def forward_kl(x: Tensor) -> Tensor:
+    """`u(x) = 1 - exp(-x)` (arXiv 2309.16240, table 1).
+
+    >>> forward_kl(torch.tensor(0.0)).item()
+    0.0
+    """
+    return 1 - torch.exp((-x).clamp(max=LARGEST_EXPONENT))
+
+
+def js(x: Tensor) -> Tensor:
+    """`u(x) = log 2 + log s(x)`, Jensen-Shannon (arXiv 2309.16240, table 1); bounded above by log 2.
+
+    >>> js(torch.tensor(0.0)).item()
+    0.0
+    """
+    return math.log(2) + F.logsigmoid(x)
+
+
+def alpha_divergence(x: Tensor, *, alpha: float) -> Tensor:
+    """`u(x) = (exp((alpha - 1) x) - 1) / (alpha - 1)`; alpha 1 is the reverse KL, 0 the forward KL.
+
+    >>> alpha_divergence(torch.tensor(2.0), alpha=1.0).item()
+    2.0
+    >>> round(alpha_divergence(torch.tensor(1.0), alpha=0.5).item(), 6) == round(2 * (1 - math.exp(-0.5)), 6)
+    True
+    """
+    if abs(alpha - 1) < 1e-9:
+        return x
+    return torch.expm1(((alpha - 1) * x).clamp(max=LARGEST_EXPONENT)) / (alpha - 1)
+
+
+def transform(divergence: str, *, alpha: float | None) -> Transform:
+    """The transform by name; `alpha` belongs to 'alpha' alone (unset: 0.5).
+
+    Raises ValueError for an unknown name, and for an alpha that nothing reads.
+    """
+    if divergence == "alpha":
+        order = 0.5 if alpha is None else alpha
+        return lambda x: alpha_divergence(x, alpha=order)
+    if alpha is not None:
+        raise ValueError(f"divergence_alpha = {alpha:g} is read by divergence = 'alpha' alone; leave one of them out")
+    plain: dict[str, Transform] = {"reverse-kl": reverse_kl, "forward-kl": forward_kl, "js": js}
+    if divergence not in plain:
+        raise ValueError(f"divergence = {divergence!r} is not one of {', '.join(DIVERGENCES)}")
+    return plain[divergence]

@@ -1,37 +1,53 @@
-"""What a loss is given beside summed log-probabilities, and what it says of itself.
+"""What a loss is given and what it is: the terms of a pair besides its log-probs, and an entry of the dictionary.
 
-Letters: C pair axis (0 chosen, 1 rejected), B pairs.
+Letters: C pair axis (0 chosen, 1 rejected), B pairs. Log-probabilities are sums over response tokens in nats;
+`a = policy - reference` for chosen, `b` the same for rejected, `h = a - b`. A reward is `beta * a`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
+import torch
 from torch import Tensor
 
 State = Mapping[str, float]
-"""What a loss remembers from step to step."""
-Need = Literal["head", "divergence", "certainty", "unlikely", "draw"]
-"""Fields of `Terms` that are made where a loss asks for them."""
+"""What a loss remembers from step to step; it goes into the checkpoint."""
+
+NEEDS = {
+    "head": ("policy_head_CB", "reference_head_CB"),
+    "sample": ("policy_head_CB", "reference_head_CB"),
+    "divergence": ("divergence_CB",),
+    "certainty": ("certainty_CB",),
+    "unlikely": ("unlikely_CB",),
+    "draw": ("draw_B",),
+}
+"""Optional terms by the name of what asks for them; 'head' and 'sample' fill the same two fields, so not together."""
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What pairs bring beside the sums of log-probabilities: (B,) or (2, B), float64.
+    """What a pair brings besides the summed log-probs of both sides; None where the loss did not ask for it.
 
-    `length_CB` counts scored tokens, and `mean_length` is the weighted mean of the chosen ones' over the optimizer step,
-    so that a loss per token is the same however the step is cut. The optional ones: sums over the first
-    min(n_chosen, n_rejected) tokens, of policy and reference; sums over positions of KL(reference || policy); means over
-    tokens of log p(y_t) - log sum_j p(j)^2, detached; sums of -log(1 - p(y_t)); a uniform number in [0, 1) a pair.
+    * `p_B` (the probability that chosen is better; for unpaired losses 1 is a good answer and 0 a bad one), `margin_B`
+      (in units of reward) and `weight_B` are float64, shape (B,); `length_CB` counts scored tokens.
+    * `mean_length` is `sum(w n_chosen) / sum(w)` over the whole optimizer step, so that a loss per token is exact
+      however the step is cut.
+    * `policy_head_CB`, `reference_head_CB`: log-probs summed over the first `min(n_chosen, n_rejected)` scored tokens
+      (need 'head'), or over as many drawn at random (need 'sample').
+    * `divergence_CB`: KL(reference || policy) of the full vocabulary, summed over positions.
+    * `certainty_CB`: mean over scored tokens of `log p(y_t) - log sum_j p(j)^2`, detached.
+    * `unlikely_CB`: sum over scored tokens of `-log(1 - p(y_t))`.
+    * `draw_B`: one uniform number in [0, 1) a pair, seeded by the caller.
+    * `state`: what `Loss.follow` gave for this step.
     """
 
     p_B: Tensor
     margin_B: Tensor
     weight_B: Tensor
     length_CB: Tensor
-    mean_length: float = 1.0
+    mean_length: float
     policy_head_CB: Tensor | None = None
     reference_head_CB: Tensor | None = None
     divergence_CB: Tensor | None = None
@@ -41,47 +57,54 @@ class Terms:
     state: State = field(default_factory=dict)
 
 
-Loss_ = Callable[[Tensor, Tensor, Terms], Tensor]
+Equation = Callable[[Tensor, Tensor, Terms], Tensor]
+"""`policy_CB, reference_CB, terms -> loss_B`, differentiable in the policy's tensors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A loss bound to its settings.
+    """An entry of the dictionary; the objective is `sum(w * loss_B) / sum(w)` over the whole step, outside.
 
-    `of` gives (B,) from policy and reference log-probabilities of shape (2, B). `p` and `margin` say which graded fields
-    of a pair it honours; `reference` whether it reads the reference. A `coupled` loss depends on the other pairs of the
-    step and must see all of them at once. `follow` gives the state that a step is computed with from the state before it
-    and the step's own scores; `start` is that before the first. Of an `unpaired` loss row 0 holds labelled answers (p 1
-    good, 0 bad) and row 1 the same prompts with another one's answer.
+    * `of` is the function. `p` and `margin` say which graded fields it honours; the caller refuses the others.
+    * `reference` False: `reference_CB` is not read. `needs` are names of `NEEDS`.
+    * `coupled`: `loss_B` depends on other pairs, so it must see the whole step at once.
+    * `start` is the state before the first step; `follow` gives the state that a step's loss is computed with, from the
+      detached scores of the whole step. `of` with the state of `start` follows by itself, so a set is scored alone.
+    * `unpaired`: row 0 is a labelled answer, row 1 the same prompt with another prompt's answer.
     """
 
-    of: Loss_
+    of: Equation
     p: bool = False
     margin: bool = False
     reference: bool = True
-    needs: frozenset[Need] = frozenset()
+    needs: frozenset[str] = frozenset()
     coupled: bool = False
-    unpaired: bool = False
     start: State = field(default_factory=dict)
     follow: Callable[[Tensor, Tensor, Terms], State] | None = None
+    unpaired: bool = False
 
 
 def logratios(policy_CB: Tensor, reference_CB: Tensor) -> Tensor:
-    """Log-ratio of policy to reference for both sides, shape (2, B)."""
-    if policy_CB.shape != reference_CB.shape or policy_CB.shape[0] != 2:
+    """Log-ratio of policy to reference for both sides, shape (2, B); raises ValueError for other shapes."""
+    if policy_CB.shape != reference_CB.shape or policy_CB.ndim != 2 or policy_CB.shape[0] != 2:
         raise ValueError(
             f"log-probs must both have shape (2, B), not {tuple(policy_CB.shape)} and {tuple(reference_CB.shape)}"
         )
     return policy_CB - reference_CB
 
 
-def wanted(value: Tensor | None, name: str) -> Tensor:
-    """An optional term that a loss cannot do without; raises ValueError where it is missing."""
-    if value is None:
-        raise ValueError(f"this loss reads {name}, which was not made; give it in Terms")
-    return value
+def given(tensor: Tensor | None, *, need: str) -> Tensor:
+    """The optional term, which the loss asks for by the name `need`; raises ValueError where it was left out."""
+    if tensor is None:
+        raise ValueError(f"the loss needs {need!r}, so {' and '.join(NEEDS[need])} of its terms must be given")
+    return tensor
 
 
-def mean_of(value_B: Tensor, weight_B: Tensor) -> Tensor:
-    """The weighted mean of the step."""
-    return (value_B * weight_B).sum() / weight_B.sum()
+def weighted_mean(value: Tensor, weight: Tensor) -> Tensor:
+    """`sum(w x) / sum(w)`; 0 where nothing has a weight.
+
+    >>> weighted_mean(torch.tensor([1.0, 4.0]), torch.tensor([2.0, 1.0])).item()
+    2.0
+    """
+    total = weight.sum()
+    return (weight * value).sum() / torch.where(total > 0, total, torch.ones_like(total))

@@ -1,7 +1,7 @@
-"""Losses of single answers that are called good or bad: row 0 the answers, row 1 answers of other prompts.
+"""Losses of labelled single answers. Row 0 holds the answer, row 1 the same prompt with another prompt's answer.
 
-Letters: C axis (0 the answer, 1 an answer that belongs to another prompt), B answers. `p_B` is 1 for good, 0 for bad;
-what lies between counts as both, by its share.
+Letters: C rows (0 the answer, 1 the mismatched one), B answers. `label_B` is 1 for a good answer and 0 for a bad one;
+between them the loss is the mean of both. `a = policy - reference` of the answer.
 """
 
 from __future__ import annotations
@@ -10,52 +10,81 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from druthers.losses.terms import logratios, mean_of
-
-
-def anchor(policy_CB: Tensor, reference_CB: Tensor, *, weight_B: Tensor) -> Tensor:
-    """KTO's z0: the mean log-ratio of answers to other prompts over the step, at least 0, without gradient."""
-    return mean_of(logratios(policy_CB, reference_CB)[1], weight_B).detach().clamp(min=0)
+from druthers.losses.terms import logratios, weighted_mean
 
 
 def kto(
-    policy_CB: Tensor, reference_CB: Tensor, *, beta: float, good: float, bad: float, p_B: Tensor, z0: Tensor
+    policy_CB: Tensor,
+    reference_CB: Tensor,
+    *,
+    beta: float,
+    desirable: float,
+    undesirable: float,
+    origin: Tensor,
+    label_B: Tensor,
 ) -> Tensor:
-    """KTO: good `lambda_D (1 - s(beta (a - z0)))`, bad `lambda_U (1 - s(beta (z0 - a)))` (2402.01306, eq. 7).
+    """KTO: good `l_D (1 - s(beta (a - z0)))`, bad `l_U (1 - s(beta (z0 - a)))` (Ethayarajh, arXiv 2402.01306, eq. 7).
 
-    >>> import torch
-    >>> policy, z0 = torch.tensor([[1.0, -0.5], [0.0, 0.0]], dtype=torch.float64), torch.tensor(0.2)
-    >>> found = kto(policy, 0 * policy, beta=0.1, good=1.0, bad=1.0, p_B=torch.tensor([1.0, 0.0]), z0=z0)
-    >>> [round(v, 6) for v in found.tolist()]
-    [0.480011, 0.482507]
+    `origin` is z0, the reference point, with no gradient.
+
+    >>> one, policy, reference = torch.ones(1), torch.tensor([[-10.0], [-9.0]]), torch.tensor([[-11.0], [-9.0]])
+    >>> z0 = torch.tensor(0.2)
+    >>> found = kto(policy, reference, beta=0.1, desirable=1.0, undesirable=1.0, origin=z0, label_B=one)
+    >>> round(found.item(), 6)
+    0.480011
     """
-    a_B = logratios(policy_CB, reference_CB)[0]
-    good_B = good * torch.sigmoid(-beta * (a_B - z0))
-    bad_B = bad * torch.sigmoid(beta * (a_B - z0))
-    return p_B * good_B + (1 - p_B) * bad_B
+    z_B = beta * (logratios(policy_CB, reference_CB)[0] - origin.detach())
+    return label_B * desirable * torch.sigmoid(-z_B) + (1 - label_B) * undesirable * torch.sigmoid(z_B)
 
 
-def bco_unpaired(policy_CB: Tensor, reference_CB: Tensor, *, beta: float, p_B: Tensor, shift: float) -> Tensor:
-    """BCO: good `-log s(beta a - d)`, bad `-log s(d - beta a)`, d the running mean reward (arXiv 2404.04656).
+def reference_point(policy_CB: Tensor, reference_CB: Tensor, *, weight_B: Tensor) -> Tensor:
+    """KTO's z0: `max(0, mean log-ratio of mismatched answers)` over the step, detached (arXiv 2402.01306).
 
-    >>> import torch
-    >>> policy = torch.tensor([[1.0, -0.5], [0.0, 0.0]], dtype=torch.float64)
-    >>> found = bco_unpaired(policy, 0 * policy, beta=0.1, p_B=torch.tensor([1.0, 0.0]), shift=0.0)
-    >>> round(found.sum().item(), 6)
-    1.312856
+    It estimates the KL of policy to reference; one answer alone makes it useless, so a step should hold many.
+
+    >>> policy, reference = torch.tensor([[0.0, 0.0], [1.0, 2.0]]), torch.zeros(2, 2)
+    >>> reference_point(policy, reference, weight_B=torch.ones(2)).item()
+    1.5
     """
-    a_B = beta * logratios(policy_CB, reference_CB)[0]
-    return -p_B * F.logsigmoid(a_B - shift) - (1 - p_B) * F.logsigmoid(shift - a_B)
+    return weighted_mean(logratios(policy_CB.detach(), reference_CB)[1], weight_B).clamp(min=0)
 
 
-def apo_zero_unpaired(policy_CB: Tensor, reference_CB: Tensor, *, beta: float, p_B: Tensor) -> Tensor:
-    """APO-zero: good `1 - s(beta a)`, bad `s(beta a)` (D'Oosterlinck et al. 2024, arXiv 2408.06266, eq. 7, by halves).
+def bco_unpaired(policy_CB: Tensor, reference_CB: Tensor, *, beta: float, shift: float, label_B: Tensor) -> Tensor:
+    """BCO on labels: good `-log s(beta a - d)`, bad `-log s(-(beta a - d))` (Jung et al. 2024, arXiv 2404.04656).
 
-    >>> import torch
-    >>> policy = torch.tensor([[1.0, -0.5], [0.0, 0.0]], dtype=torch.float64)
-    >>> found = apo_zero_unpaired(policy, 0 * policy, beta=0.1, p_B=torch.tensor([1.0, 0.0]))
-    >>> round(found.sum().item(), 6)
-    0.962523
+    >>> policy, reference, one = torch.tensor([[-10.0], [-9.0]]), torch.tensor([[-11.0], [-9.0]]), torch.ones(1)
+    >>> round(bco_unpaired(policy, reference, beta=0.1, shift=0.1, label_B=one).item(), 6)
+    0.693147
     """
-    a_B = beta * logratios(policy_CB, reference_CB)[0]
-    return p_B * torch.sigmoid(-a_B) + (1 - p_B) * torch.sigmoid(a_B)
+    z_B = beta * logratios(policy_CB, reference_CB)[0] - shift
+    return -label_B * F.logsigmoid(z_B) - (1 - label_B) * F.logsigmoid(-z_B)
+
+
+def mean_answer_reward(policy_CB: Tensor, reference_CB: Tensor, *, beta: float, weight_B: Tensor) -> float:
+    """Weighted mean reward `beta a` of the answers of a step, good and bad together.
+
+    >>> policy, reference = torch.tensor([[1.0, 2.0], [9.0, 9.0]]), torch.zeros(2, 2)
+    >>> mean_answer_reward(policy, reference, beta=1.0, weight_B=torch.ones(2))
+    1.5
+    """
+    return float(beta * weighted_mean(logratios(policy_CB.detach(), reference_CB)[0], weight_B))
+
+
+def apo_zero_unpaired(policy_CB: Tensor, reference_CB: Tensor, *, beta: float, label_B: Tensor) -> Tensor:
+    """APO-zero on labels: good `1 - s(beta a)`, bad `s(beta a)`, halves of `apo_zero` (arXiv 2408.06266, eq. 7).
+
+    >>> policy, reference, one = torch.tensor([[-11.0], [-9.0]]), torch.tensor([[-11.0], [-9.0]]), torch.ones(1)
+    >>> apo_zero_unpaired(policy, reference, beta=0.1, label_B=one).item()
+    0.5
+    """
+    z_B = beta * logratios(policy_CB, reference_CB)[0]
+    return label_B * torch.sigmoid(-z_B) + (1 - label_B) * torch.sigmoid(z_B)
+
+
+def balance(*, good: float, bad: float, desirable: float, undesirable: float) -> float:
+    """`l_D n_good / (l_U n_bad)`, which the KTO paper wants within [1, 4/3].
+
+    >>> balance(good=100, bad=400, desirable=4.0, undesirable=1.0)
+    1.0
+    """
+    return desirable * good / (undesirable * bad)

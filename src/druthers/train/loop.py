@@ -24,9 +24,11 @@ from druthers.compiled import compiling, prove
 from druthers.config import Settings, TrainSettings
 from druthers.crew import Crew, crew_of
 from druthers.devices import ALONE, World
-from druthers.losses import LOSSES, Loss
+from druthers.losses import Loss
+from druthers.losses.catalogue import made
 from druthers.memory import Choice, choose, fitting, free_bytes, largest, peak_gib
 from druthers.models import Loaded, trainable
+from druthers.objectives import reporting_beta
 from druthers.recompute import KINDS, Kind, recomputing
 from druthers.records import InputError
 from druthers.run import Run
@@ -45,11 +47,18 @@ RELEASE_EVERY = 8
 
 def make_loss(settings: Settings, pairs: Sequence[TokenizedPair], heldout: Sequence[TokenizedPair]) -> Loss:
     """The loss of the settings; refuses graded pairs with a loss that would ignore the grades."""
-    knobs = settings.loss.model_dump()
-    loss = LOSSES[knobs.pop("name")](**knobs)
+    loss = made(settings.loss.model_dump())
+    name = settings.loss.name
+    if loss.unpaired:
+        raise InputError(
+            f"loss.name = {name!r} learns from single answers that are called good or bad, which this loop is not "
+            "given yet; choose a loss of pairs"
+        )
+    if "sample" in loss.needs:
+        raise InputError(f"loss.name = {name!r} draws tokens of responses, which is not done in training yet; use ld")
     facts = [facts_of(some) for some in (pairs, heldout)]
-    check_grades(loss, settings.loss.name, pairs, facts[0])
-    check_grades(loss, settings.loss.name, heldout, facts[1])
+    check_grades(loss, name, pairs, facts[0])
+    check_grades(loss, name, heldout, facts[1])
     for side, of in zip(("training", "held-out"), facts, strict=True):
         if not (of.weight_B > 0).any():
             raise InputError(
@@ -361,7 +370,7 @@ def advance(course: Course, schedule: Schedule, position: Position, optimizer: O
     if step % RELEASE_EVERY == 0:
         release()
     row = {"step": step, "split": "train", "epoch": course.epoch(step), "learning_rate": rate, "grad_norm": norm}
-    row |= metrics_of(scored, beta=course.settings.loss.beta)
+    row |= metrics_of(scored, beta=reporting_beta(course.settings.loss))
     logs.write(row, scored, step=step, split="train")
     course.note(row)
     return replace(position, step=step, loss_state=scored.state)
@@ -385,7 +394,7 @@ def look(course: Course, position: Position, logs: Log) -> Position:
         "step": step,
         "split": "heldout",
         "epoch": course.epoch(step),
-        **metrics_of(scored, beta=course.settings.loss.beta),
+        **metrics_of(scored, beta=reporting_beta(course.settings.loss)),
     }
     logs.write(row, scored, step=step, split="heldout")
     course.note(row)
