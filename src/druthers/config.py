@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from druthers import compat
-from druthers.objectives import SECTIONS, LossSettings, Section, SigmoidSettings, listed, owners
+from druthers.objectives import ALSO_CALLED, SECTIONS, LossSettings, Section, SigmoidSettings, listed, owners
 from druthers.records import InputError
 
 
@@ -432,8 +432,8 @@ def explain(error: ValidationError) -> str:
         return unknown(key, loss)
     if fault["type"].startswith("union_tag"):
         tag = str(fault.get("ctx", {}).get("tag", "nothing"))
-        near = difflib.get_close_matches(tag, SECTIONS, n=1)
-        known = f"did you mean {near[0]!r}? " if near else ""
+        near = ALSO_CALLED.get(tag.lower()) or next(iter(difflib.get_close_matches(tag, SECTIONS, n=1)), None)
+        known = f"did you mean {near!r}? " if near else ""
         return f"{key}.name: {tag!r} is not a loss here; {known}The losses are {listed(list(SECTIONS))}"
     why = fault["msg"].removeprefix("Value error, ")
     return f"{key} = {fault['input']!r}: {why[0].lower()}{why[1:]}"
@@ -458,6 +458,9 @@ def place(loc: tuple[int | str, ...]) -> tuple[str, str]:
 def unknown(key: str, loss: str) -> str:
     """What to say of a key that no setting has, or that the chosen loss does not have."""
     leaf = key.rpartition(".")[2]
+    peers = [peer for peer, (options, _) in compat.PEERS.items() if leaf in options]
+    if loss and peers and not owners(leaf):
+        return f"{key!r} is an option of {listed(peers)}; name the one you mean with loss.compat"
     if loss and owners(leaf):
         return f"{key!r} is a setting of {listed(owners(leaf))}, not of {loss!r}; choose one of them with loss.name"
     if loss:
