@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
@@ -68,6 +72,14 @@ def test_every_knob_is_described(name: str) -> None:
         (["loss.name=mixed", 'loss.parts=[{name="nca"}, {name="nca"}]'], "loss.parts = [{'name': 'nca'}, "),
         (["loss.name=mixed", 'loss.parts=[{name="nca"}, {name="kto"}]'], "loss.parts = [{'name': 'nca'}, "),
         (["loss.name=mixed", 'loss.parts=[{name="nope"}]'], "loss.parts.0.name: 'nope' is not a loss here; "),
+        (
+            ["loss.name=mixed", 'loss.parts=[{name="nca", beta=true}]'],
+            "loss.parts.0.beta = true: no setting is true or",
+        ),
+        (
+            ["loss.name=wpo", "loss.inner.name=nca", "loss.inner.beta=true"],
+            "loss.inner.beta = true: no setting is true",
+        ),
         (["loss.name=mixed", "loss.parts=[]"], "loss.parts = []: tuple should have at least 1 item"),
         (["loss.name=mixed", 'loss.parts=[{name="nca", coefficient=0}]'], "loss.parts.0.coefficient = 0: input should"),
     ],
@@ -109,3 +121,10 @@ def test_sections_are_frozen_and_names_point_at_losses() -> None:
     assert set(ALSO_CALLED.values()) <= set(SECTIONS)
     assert not set(ALSO_CALLED) & set(SECTIONS)
     assert owners("penalty") == ["dpop"]
+
+
+def test_the_page_of_losses_is_current() -> None:
+    """It is written from the code, which asserts that no loss is left out."""
+    command = [sys.executable, str(Path(__file__).parents[1] / "scripts" / "losses_page.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr

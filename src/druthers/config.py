@@ -303,13 +303,13 @@ class Settings(Section):
 
 
 def known_keys(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
-    """Every dotted key a user can set, the knobs of each loss included.
+    """Every dotted key a user can set, the knobs of each loss included; a loss inside another is one key.
 
     >>> "train.learning_rate" in set(known_keys())
     True
     """
     for name, field in section.model_fields.items():
-        options = groups_of(field.annotation)
+        options = [] if prefix == "loss." else groups_of(field.annotation)
         for option in options:
             yield from known_keys(option, f"{prefix}{name}.")
         if not options:
@@ -317,7 +317,7 @@ def known_keys(section: type[BaseModel] = Settings, prefix: str = "") -> Iterato
 
 
 def groups_of(annotation: Any) -> list[type[BaseModel]]:
-    """The groups of settings that a field may hold; none for a list of them, which has no keys of its own."""
+    """The groups of settings that a field may hold; none for a list of them."""
     members = (annotation, *(() if get_origin(annotation) is tuple else get_args(annotation)))
     return [t for t in members if isinstance(t, type) and issubclass(t, BaseModel)]
 
@@ -414,7 +414,10 @@ def _refuse_switches(tree: Mapping[str, Any], prefix: str = "") -> None:
     for name, value in tree.items():
         if isinstance(value, Mapping):
             _refuse_switches(value, f"{prefix}{name}.")
-        elif isinstance(value, bool) and f"{prefix}{name}" in set(known_keys()):
+        elif isinstance(value, list) and prefix == "loss.":
+            for i, part in enumerate(value):
+                _refuse_switches(part if isinstance(part, Mapping) else {}, f"{prefix}{name}.{i}.")
+        elif isinstance(value, bool) and (f"{prefix}{name}" in set(known_keys()) or prefix.count(".") > 1):
             raise InputError(
                 f"{prefix}{name} = {str(value).lower()}: no setting is true or false; give a number or a name"
             )
