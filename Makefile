@@ -34,6 +34,7 @@ lint: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python scripts/settings_page.py
 	$(BIN)/python scripts/advice_page.py
+	$(BIN)/python scripts/losses_page.py
 
 bench: $(STAMP) $(PEERS)/.installed
 	$(BIN)/python benchmarks/step/bench.py --peers $(PEERS)/bin/python $(if $(HH),--hh $(HH)) $(BENCH)

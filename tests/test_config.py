@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from druthers import config
@@ -65,7 +65,7 @@ def test_the_loss_owns_its_knobs_and_sigmoid_is_meant_when_none_is_named() -> No
         ("train.epochs.x=1", "train.epochs = {'x': 1}: input should be a valid number"),
         ("train=5", "train = 5: input should be a valid dictionary"),
         ("data.bad_rows=skip", "data.bad_rows = 'skip': input should be 'stop' or 'drop'"),
-        ("loss.name=dpo", "loss.name: 'dpo' is not a loss here; did you mean 'dpop'? The losses are 'sigmoid', "),
+        ("loss.name=dpo", "loss.name: 'dpo' is not a loss here; did you mean 'sigmoid'? The losses are 'sigmoid', "),
         ("loss=ipo", "loss = 'ipo': input should be a valid dictionary"),
         ("seed=99999999999999999999", "seed = 99999999999999999999: input should be less than or equal to 92233720368"),
         ("threads=1025", "threads = 1025: input should be less than or equal to 1024"),
@@ -147,6 +147,7 @@ def test_settings_cannot_be_changed() -> None:
         config.load().seed = 3  # type: ignore[misc]
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(config.known_keys())), st.integers(0, 30))
 def test_a_slip_of_one_letter_finds_the_setting_again(key: str, at: int) -> None:
     leaf = key.rpartition(".")[2]

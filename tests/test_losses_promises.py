@@ -174,7 +174,7 @@ def test_divergences_stand_only_where_the_normaliser_cancels() -> None:
     assert have == {"sigmoid", "cdpo", "robust", "hinge", "ipo", "ipo-summed", "exo", "discopop", "dpo-norm"}
     with pytest.raises(TypeError):
         LOSSES["nca"](beta=0.1, divergence="js")
-    with pytest.raises(ValueError, match=r"divergence_alpha = 0[.]5 is read by divergence = 'alpha' alone"):
+    with pytest.raises(ValueError, match=r"divergence_alpha = 0\.5 is read by divergence = 'alpha' alone"):
         LOSSES["sigmoid"](beta=0.1, divergence="js", divergence_alpha=0.5)
     with pytest.raises(ValueError, match="is not one of"):
         LOSSES["sigmoid"](beta=0.1, divergence="tv")

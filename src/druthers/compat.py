@@ -152,10 +152,10 @@ def trl_1(asked: Asked) -> Translation:
     kinds = kinds_of(asked)
     divergence = divergence_of_1(asked, kinds)
     trees = [one_of_trl(asked, kind, divergence) for kind in kinds]
-    trees = desensitized(asked, kinds, trees, tail_of="both")
+    trees = desensitized(asked, kinds, trees)
     tree = summed(asked, trees)
     if asked.get("use_weighting"):
-        tree = weighed(asked, kinds, tree, most=None)
+        tree = weighed(asked, kinds, tree)
     asked.check_read(kinds[0])
     return Translation(tree, tuple(ONE_BATCH_NOTES[kind] for kind in kinds if kind in ONE_BATCH_NOTES))
 
@@ -238,7 +238,7 @@ def named_divergence(asked: Asked, kinds: list[str], *, valid: tuple[str, ...]) 
     return {"divergence": DIVERGENCES[given]}
 
 
-def desensitized(asked: Asked, kinds: list[str], trees: list[Tree], *, tail_of: str) -> list[Tree]:
+def desensitized(asked: Asked, kinds: list[str], trees: list[Tree]) -> list[Tree]:
     """LD-DPO in place of the sigmoid loss where `ld_alpha` is given."""
     if asked.get("ld_alpha") is None:
         return trees
@@ -247,7 +247,7 @@ def desensitized(asked: Asked, kinds: list[str], trees: list[Tree], *, tail_of: 
             f"ld_alpha of {asked.peer} changes the log-probs of every loss; we have LD-DPO as in its paper, on "
             "loss_type=sigmoid without label_smoothing and f_divergence_type"
         )
-    return [{"name": "ld", "beta": trees[0]["beta"], "alpha": asked.number("ld_alpha"), "tail_of": tail_of}]
+    return [{"name": "ld", "beta": trees[0]["beta"], "alpha": asked.number("ld_alpha"), "tail_of": "both"}]
 
 
 def summed(asked: Asked, trees: list[Tree]) -> Tree:
@@ -267,24 +267,23 @@ def summed(asked: Asked, trees: list[Tree]) -> Tree:
     return {"name": "mixed", "parts": [{"coefficient": w, **tree} for w, tree in zip(weights, trees, strict=True)]}
 
 
-def weighed(asked: Asked, kinds: list[str], tree: Tree, *, most: float | None) -> Tree:
+def weighed(asked: Asked, kinds: list[str], tree: Tree) -> Tree:
     """WPO around a loss; the likelihood of a whole micro-batch, weighed by single pairs, is not a loss we have."""
     if "sft" in kinds or "simpo" in kinds:
         raise InputError(
             f"use_weighting of {asked.peer} multiplies the mean likelihood of a micro-batch by each pair's weight; "
             "leave out sft, or use loss.name=wpo"
         )
-    return {"name": "wpo", "inner": tree} | ({} if most is None else {"most": most})
+    return {"name": "wpo", "inner": tree}
 
 
 def trl_0(asked: Asked) -> Translation:
-    """TRL 0.24: cDPO by label_smoothing, BCO with a running shift, LD-DPO on the policy alone, WPO cut at 1."""
+    """TRL 0.24: conservative DPO by label_smoothing, BCO with a running shift; what it gets wrong is refused."""
     kinds = kinds_of(asked)
     check_kinds_of_0(asked, kinds)
     notes = [ONE_BATCH_NOTES[kind] for kind in kinds if kind in ONE_BATCH_NOTES]
     divergence = divergence_of_0(asked, kinds)
     trees = [one_of_trl_0(asked, kind, divergence) for kind in kinds]
-    trees = desensitized(asked, kinds, trees, tail_of="policy")
     rpo = asked.get("rpo_alpha")
     tree = summed(asked, trees)
     if rpo is not None:
@@ -292,8 +291,6 @@ def trl_0(asked: Asked) -> Translation:
         parts = tree["parts"] if tree["name"] == "mixed" else [{"coefficient": 1.0, **tree}]
         likelihood = {"coefficient": asked.number("rpo_alpha"), "name": "sft", "reduce": "per-token"}
         tree = {"name": "mixed", "parts": [*parts, likelihood]}
-    if asked.get("use_weighting"):
-        tree = weighed(asked, [*kinds, *(["sft"] if rpo is not None else [])], tree, most=1.0)
     asked.check_read(kinds[0])
     if "bco_pair" in kinds:
         notes.append(
@@ -302,8 +299,20 @@ def trl_0(asked: Asked) -> Translation:
     return Translation(tree, tuple(notes))
 
 
+MISTAKES_OF_0 = {
+    "use_weighting": "sets each token's log-prob against the distribution at the next position and leaves out the last "
+    "token, so it is not WPO; use loss.compat=trl-1, or loss.name=wpo",
+    "ld_alpha": "counts the tokens of the prompt as the first of a response and drops as many at its end, so it is not "
+    "LD-DPO; use loss.compat=trl-1, or loss.name=ld",
+}
+"""Found by comparing numbers: scripts/record_trl_losses.py."""
+
+
 def check_kinds_of_0(asked: Asked, kinds: list[str]) -> None:
-    """Raise InputError for what TRL 0.24 does to other losses of the same run."""
+    """Raise InputError for what TRL 0.24 does to other losses of the same run, and for what it gets wrong."""
+    for option, wrong in MISTAKES_OF_0.items():
+        if asked.get(option):
+            raise InputError(f"{option} of {asked.peer} {wrong}")
     if "aot_unpaired" in kinds or "sigmoid_norm" in kinds:
         raise InputError(f"{asked.peer} calls it 'aot_pair', and has no 'sigmoid_norm'; use trl-1 for those names")
     if len(kinds) > 1 and "ipo" in kinds:

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from druthers import compat
-from druthers.objectives import SECTIONS, LossSettings, Section, SigmoidSettings, listed, owners
+from druthers.objectives import ALSO_CALLED, SECTIONS, LossSettings, Section, SigmoidSettings, listed, owners
 from druthers.online_settings import OnlineSettings, PPOSettings, RLOOSettings
 from druthers.records import InputError
 
@@ -335,13 +335,13 @@ class Settings(Section):
 
 
 def known_keys(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
-    """Every dotted key a user can set, the knobs of each loss included.
+    """Every dotted key a user can set, the knobs of each loss included; a loss inside another is one key.
 
     >>> "train.learning_rate" in set(known_keys())
     True
     """
     for name, field in section.model_fields.items():
-        options = groups_of(field.annotation)
+        options = [] if prefix == "loss." else groups_of(field.annotation)
         for option in options:
             yield from known_keys(option, f"{prefix}{name}.")
         if not options:
@@ -349,7 +349,7 @@ def known_keys(section: type[BaseModel] = Settings, prefix: str = "") -> Iterato
 
 
 def groups_of(annotation: Any) -> list[type[BaseModel]]:
-    """The groups of settings that a field may hold; none for a list of them, which has no keys of its own."""
+    """The groups of settings that a field may hold; none for a list of them."""
     members = (annotation, *(() if get_origin(annotation) is tuple else get_args(annotation)))
     return [t for t in members if isinstance(t, type) and issubclass(t, BaseModel)]
 
@@ -452,7 +452,10 @@ def _refuse_switches(tree: Mapping[str, Any], prefix: str = "") -> None:
     for name, value in tree.items():
         if isinstance(value, Mapping):
             _refuse_switches(value, f"{prefix}{name}.")
-        elif isinstance(value, bool) and f"{prefix}{name}" in set(known_keys()):
+        elif isinstance(value, list) and prefix == "loss.":
+            for i, part in enumerate(value):
+                _refuse_switches(part if isinstance(part, Mapping) else {}, f"{prefix}{name}.{i}.")
+        elif isinstance(value, bool) and (f"{prefix}{name}" in set(known_keys()) or prefix.count(".") > 1):
             raise InputError(
                 f"{prefix}{name} = {str(value).lower()}: no setting is true or false; give a number or a name"
             )
@@ -470,8 +473,8 @@ def explain(error: ValidationError) -> str:
         return unknown(key, loss)
     if fault["type"].startswith("union_tag"):
         tag = str(fault.get("ctx", {}).get("tag", "nothing"))
-        near = difflib.get_close_matches(tag, SECTIONS, n=1)
-        known = f"did you mean {near[0]!r}? " if near else ""
+        near = ALSO_CALLED.get(tag.lower()) or next(iter(difflib.get_close_matches(tag, SECTIONS, n=1)), None)
+        known = f"did you mean {near!r}? " if near else ""
         return f"{key}.name: {tag!r} is not a loss here; {known}The losses are {listed(list(SECTIONS))}"
     why = fault["msg"].removeprefix("Value error, ")
     return f"{key} = {fault['input']!r}: {why[0].lower()}{why[1:]}"
@@ -496,6 +499,9 @@ def place(loc: tuple[int | str, ...]) -> tuple[str, str]:
 def unknown(key: str, loss: str) -> str:
     """What to say of a key that no setting has, or that the chosen loss does not have."""
     leaf = key.rpartition(".")[2]
+    peers = [peer for peer, (options, _) in compat.PEERS.items() if leaf in options]
+    if loss and peers and not owners(leaf):
+        return f"{key!r} is an option of {listed(peers)}; name the one you mean with loss.compat"
     if loss and owners(leaf):
         return f"{key!r} is a setting of {listed(owners(leaf))}, not of {loss!r}; choose one of them with loss.name"
     if loss:

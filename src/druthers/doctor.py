@@ -302,7 +302,7 @@ def settings(section: type[BaseModel] = Settings, *, prefix: str = "", loss: str
     Setting(key='train.epochs', default='1.0', allowed='number > 0', about='passes over the training pairs', loss='')
     """
     for name, field in section.model_fields.items():
-        groups = [] if loss else groups_of(field.annotation)
+        groups = [] if prefix == "loss." else groups_of(field.annotation)
         for group in groups:
             owner = str(group.model_fields["name"].default) if name == "loss" else loss
             yield from settings(group, prefix=f"{prefix}{name}.", loss=owner)

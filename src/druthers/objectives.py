@@ -531,6 +531,28 @@ SECTIONS: dict[str, type[Section]] = {
 """The section of every loss by its name."""
 
 
+ALSO_CALLED = {
+    "dpo": "sigmoid",
+    "soft": "sigmoid",
+    "margin": "sigmoid",
+    "odpo": "sigmoid",
+    "gdpo": "geometric",
+    "rso": "hinge",
+    "smaug": "dpop",
+    "r-dpo": "rdpo",
+    "ld-dpo": "ld",
+    "sampo": "samp",
+    "tdpo": "tdpo2",
+    "cal-dpo": "cal",
+    "chipo": "chi",
+    "dr-dpo": "drdpo",
+    "slic-hf": "slic",
+    "rpo": "mixed",
+    "mpo": "mixed",
+}
+"""Other names of the papers, for the hint where one is typed."""
+
+
 def listed(names: Iterable[str]) -> str:
     """Names in quotes.
 
