@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from druthers import storage
 from druthers.blocks import BlockTokenizer
@@ -98,6 +99,7 @@ def curate(
     data = settings.data
     source = storage.locate(data.pairs, data.heldout)
     _probe(tokenizer)
+    back = put_back(storage.several(data.keep))
     with contextlib.ExitStack() as stack:
         files = {
             name: stack.enter_context(storage.replacing(out / f"{name}.jsonl"))
@@ -122,7 +124,7 @@ def curate(
         if not len(facts):
             _none_left("train", source.train, ledger)
         name = functools.partial(_name, source.train, ledger)
-        sides = decide(facts, shelf, data, held=held, form=shared, name=name, seed=settings.seed)
+        sides = decide(facts, shelf, data, held=held, form=shared, back=back, name=name, seed=settings.seed)
         _book(sides, facts, shelf, data, ledger)
         _deal(sides, shelf, files)
         _check_filled(sides, source, ledger)
@@ -208,14 +210,15 @@ def decide(
     *,
     held: int | None,
     form: Hashes,
+    back: NDArray[np.bytes_],
     name: Callable[[], str],
     seed: int = 0,
 ) -> Sides:
     """Which pairs are trained on and which held out; with `held` the first so many are held out already.
 
-    `form` is what many prompts have; `name` gives the source as messages show it, with what was refused so far.
+    `form` is what many prompts have, `back` the ids of pairs that no filter sets aside; `name` gives the source as
+    messages show it, with what was refused so far.
     """
-    back = put_back(storage.several(data.keep))
     result = filters.fates(len(facts), np.isin(facts.id_B, back))
     place = np.cumsum(facts.size_B) - facts.size_B
 
