@@ -60,6 +60,11 @@ def total(summary: CurateSummary) -> int:
 # ---------------------------------------------------------------- the way through
 
 
+def test_rows_to_be_put_back_are_read_before_all_others(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.jsonl: no such file"):
+        run(tmp_path / "not-read-either.jsonl", tmp_path / "out", keep=str(tmp_path / "none.jsonl"))
+
+
 def test_what_nobody_judged_is_refused_with_what_would_judge_it(tmp_path: Path) -> None:
     talk = [{"role": "user", "content": "Name a fruit."}]
     rows = [{"prompt": talk, "responses": [{"content": "Plum."}, {"content": "Fig."}]}]

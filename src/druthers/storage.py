@@ -780,13 +780,17 @@ def temporary(target: Path) -> Path:
 def scratch(folder: Path) -> Iterator[Path]:
     """A folder for temporary files inside another, gone when the block ends; `sweep` knows its name.
 
-    Raises InputError where it cannot be made.
+    Raises InputError where it cannot be made, and where somebody takes it away while the block works in it.
     """
     path = temporary(folder / SCRATCH)
     with _writing(str(path)):
         path.mkdir(parents=True, exist_ok=True)
     try:
         yield path
+    except FileNotFoundError:
+        if path.is_dir():
+            raise
+        raise InputError(f"{folder}: was moved or deleted while it was written to; run again") from None
     finally:
         shutil.rmtree(path, ignore_errors=True)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from druthers import storage
 from druthers.blocks import BlockTokenizer
@@ -283,6 +284,7 @@ def decide(
     *,
     held: int | None,
     form: Hashes,
+    back: NDArray[np.bytes_],
     name: Callable[[], str],
     before: Hashes,
     back: Back,
