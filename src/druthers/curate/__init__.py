@@ -284,7 +284,6 @@ def decide(
     *,
     held: int | None,
     form: Hashes,
-    back: NDArray[np.bytes_],
     name: Callable[[], str],
     before: Hashes,
     back: Back,
