@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from druthers import storage
 from druthers.blocks import BlockTokenizer
