@@ -26,7 +26,7 @@ import threading
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -343,6 +343,41 @@ def sha256(path: str | Path) -> str:
             return hashlib.file_digest(cast(Any, stream), "sha256").hexdigest()
     listing = "".join(f"{os.path.basename(file)} {sha256(file)}\n" for file in found)
     return hashlib.sha256(listing.encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def unchanged(paths: Iterable[str]) -> Iterator[Callable[[], None]]:
+    """A function that raises InputError where some local paths are not what they were when the block began.
+
+    A fault that is found inside the block in a file which changed is said as that. URLs are not looked at.
+    """
+    local = [path for path in paths if "://" not in path]
+    before = {path: _stamps(path) for path in local}
+
+    def check() -> None:
+        for path, stamps in before.items():
+            now = _stamps(path)
+            if now != stamps:
+                other = next((name for name in (*stamps, *now) if stamps.get(name) != now.get(name)), path)
+                raise InputError(
+                    f"{shown(other)}: changed while it was read; run again when nothing writes to it, or give a copy"
+                )
+
+    try:
+        yield check
+    except InputError:
+        check()
+        raise
+
+
+def _stamps(path: str) -> dict[str, tuple[int, ...]]:
+    """What tells the state of each file of a path; nothing of one that is not there."""
+    found = {}
+    with contextlib.suppress(OSError, InputError):
+        for name in files(path):
+            state = os.stat(name)
+            found[name] = state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
+    return found
 
 
 def read_bytes(path: str) -> bytes:

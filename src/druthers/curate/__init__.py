@@ -92,13 +92,14 @@ def curate(
     The same input and settings give the same bytes, whatever the number of processes that read. Of each source of
     training pairs the first `most` rows are read. `beside` is the run directory, where runs beside it are to be asked
     which prompts they hold out. `progress` is called with (rows done, rows in all or 0 if unknown).
-    Raises InputError for a bad file, for the first bad row unless `data.bad_rows` is "drop", and when nothing is left
-    to train on or to hold out; then none of the files appears.
+    Raises InputError for a bad file, for one that changes while it is read, for the first bad row unless
+    `data.bad_rows` is "drop", and when nothing is left to train on or to hold out; then none of the files appears.
     """
     data = settings.data
     source = storage.locate(data.pairs, data.heldout)
     _probe(tokenizer)
     with contextlib.ExitStack() as stack:
+        check = stack.enter_context(storage.unchanged([*source.train, *source.heldout, *storage.several(data.keep)]))
         files = {
             name: stack.enter_context(storage.replacing(out / f"{name}.jsonl"))
             for name in ("rejected", "heldout", "train")
@@ -125,6 +126,7 @@ def curate(
         _deal(sides, shelf, files)
         _check_filled(sides, source, ledger)
         summary = _summarize(sides, facts, source=source, given=data, desk=desk)
+        check()  # behind the hash, which is then of what was read
         seen = _inspect(sides, facts, desk, beside=beside)
         _point(seen, facts, shelf, out / "findings")
         remember(out, facts.asked_B[sides.heldout])
