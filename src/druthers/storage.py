@@ -470,7 +470,7 @@ def _json_fault(error: ValueError | RecursionError) -> str:
 
 
 def _loads(text: str) -> object:
-    value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    value = _DECODER.decode(text)
     _check(value, text)
     return value
 
@@ -501,6 +501,9 @@ def _unique(items: Sequence[tuple[str, object]]) -> dict[str, object]:
 
 def _no_constant(name: str) -> object:
     raise ValueError(f"{name} is not a JSON number; write a finite number")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
 
 
 def _is_array(name: str, stream: BinaryIO) -> bool:
@@ -560,11 +563,11 @@ class _Text:
                 return self.held[end : end + 1]
             self.more()
 
-    def value(self, decoder: json.JSONDecoder) -> tuple[object, str]:
+    def value(self) -> tuple[object, str]:
         """The JSON value at the place, and its text, behind which it goes on; ValueError where there is none."""
         while True:
             try:
-                found, end = decoder.raw_decode(self.held, self.at)
+                found, end = _DECODER.raw_decode(self.held, self.at)
             except json.JSONDecodeError as error:
                 if self.ended or not self._cut(error) or len(self.held) - self.at > LONGEST_OBJECT:
                     raise json.JSONDecodeError(error.msg, self.held[self.at :][:1], 0) from None
@@ -582,7 +585,6 @@ class _Text:
 
 def _array(name: str, stream: BinaryIO) -> Iterator[Line]:
     """The objects of a JSON array, each with the line it begins on; as much of it is held as one object takes."""
-    decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
     text = _Text(name, stream)
     mark, where = text.next(), text.where
     text.move(text.at + 1)
@@ -590,7 +592,7 @@ def _array(name: str, stream: BinaryIO) -> Iterator[Line]:
     while mark != "]":
         where = text.where
         try:
-            row, said = text.value(decoder)
+            row, said = text.value()
             _check(row, said)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{where}: is not JSON: {_json_fault(error)}") from None
