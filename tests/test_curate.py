@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from druthers import config, storage
-from druthers.curate import CurateSummary, curate, pairs_from_ranking, split
+from druthers.curate import CurateSummary, curate, pairs_from_ranking, reading, split
 from druthers.records import Candidate, Candidates, InputError, Message, Pair, user
 from tests import tiny
 
@@ -58,6 +61,11 @@ def total(summary: CurateSummary) -> int:
 
 
 # ---------------------------------------------------------------- the way through
+
+
+def test_rows_to_be_put_back_are_read_before_all_others(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.jsonl: no such file"):
+        run(tmp_path / "not-read-either.jsonl", tmp_path / "out", keep=str(tmp_path / "none.jsonl"))
 
 
 def test_what_nobody_judged_is_refused_with_what_would_judge_it(tmp_path: Path) -> None:
@@ -187,6 +195,61 @@ def test_every_kind_of_file_gives_the_same_pairs(tmp_path: Path, suffix: str) ->
 def test_a_url_is_a_source_like_any_other(tmp_path: Path) -> None:
     storage.write("memory://curate/a.jsonl", tiny.pairs(20))
     assert run("memory://curate/a.jsonl", tmp_path).kept == 20
+
+
+def grown(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(storage.encode(row(999)) + b'{"prompt": "half a l')
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2 - 7)
+
+
+def replaced(path: Path) -> None:
+    os.replace(put(path.with_name("new"), [row(i) for i in range(500, 600)]), path)
+
+
+def rewritten(path: Path) -> None:
+    data = path.read_bytes().replace(b"good", b"poor")
+    time.sleep(0.02)  # longer than a tick of the clock of file systems
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("change", [grown, cut, replaced, rewritten, Path.unlink])
+@pytest.mark.parametrize("bad_rows", ["stop", "drop"])
+@pytest.mark.parametrize("form", ["pairs", "votes"])
+def test_a_source_that_changes_while_it_is_read_stops_the_run(
+    change: Callable[[Path], None], bad_rows: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hash that is written down would not be that of what was read."""
+    monkeypatch.setattr(reading, "RUN", 400)
+    path, out = tmp_path / "a.jsonl", tmp_path / "data"
+    votes = {"response_a": "good answer", "response_b": "bad", "winner": "a"}
+    put(path, [row(i) if form == "pairs" else {"prompt": f"question {i}?"} | votes for i in range(100)])
+    settings = config.load(extra={"data.pairs": str(path), "data.bad_rows": bad_rows})
+    changes = iter([change])
+
+    def progress(done: int, of: int) -> None:
+        for each in changes:
+            each(path)
+
+    with pytest.raises(InputError, match=re.escape(f"{path}: changed while it was read; run again")):
+        curate(settings, out=out, tokenizer=TOKENIZER, progress=progress)
+    assert list(out.iterdir()) == []
+
+
+def test_a_folder_that_gets_another_file_while_it_is_read_stops_the_run(tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    put(folder / "a.jsonl", [row(i) for i in range(100)])
+    settings = config.load(extra={"data.pairs": str(folder)})
+
+    def progress(done: int, of: int) -> None:
+        put(folder / "b.jsonl", [row(7)])
+
+    with pytest.raises(InputError, match=re.escape(f"{folder / 'b.jsonl'}: changed while it was read")):
+        curate(settings, out=tmp_path / "data", tokenizer=TOKENIZER, progress=progress)
 
 
 def test_progress_goes_to_the_number_of_rows(tmp_path: Path) -> None:

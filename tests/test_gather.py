@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from druthers.curate import gather as module
-from druthers.curate.gather import Placed, gather
+from druthers.curate.gather import Deal, Placed, dealt, joined
 from druthers.records import Candidate, Candidates, InputError, Opinion, user
 
 PLUM, FIG, NO = "Plum.", "Fig.", "No."
+
+
+def gather(items: Iterable[Placed], *, spool: Path, memory: int = module.MEMORY, lot: int = 3) -> Iterator[Placed]:
+    """The items of rows that come in lots of so many, before all that is said of a prompt is put together."""
+    with tempfile.TemporaryDirectory(dir=spool) as folder:
+        deal, given = Deal(Path(folder), memory), list(items)
+        for number, begin in enumerate(range(0, len(given), lot)):
+            deal.add(dealt(given[begin : begin + lot], lot=number))
+        found = [each for part in deal.parts() for each in joined(part.rows())]
+    for _, some in sorted(found, key=lambda each: each[0]):
+        yield from (Placed(Candidates.model_validate(one.body()), one.where, one.rows) for one in some)
 
 
 def rows(*items: Candidates) -> list[Placed]:
@@ -92,10 +105,10 @@ def test_nothing_gives_nothing_and_nothing_stays_in_the_folder(tmp_path: Path) -
 
 
 def test_a_full_disk_is_said_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(spool: Path, stack: Any) -> Any:
+    def full(path: Path, mode: str) -> Any:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "_temporary", full)
+    monkeypatch.setattr(Path, "open", full)
     with pytest.raises(InputError, match="No space left on device; free some space"):
         list(gather(rows(item("Q", (PLUM,), rated(1.0))), spool=tmp_path, memory=0))
 

@@ -112,12 +112,13 @@ def test_a_gold_item_that_was_put_back_stays_out(tmp_path: Path) -> None:
 
 
 def gold_of(folder: Path, rows: list[dict[str, Any]], **policy: Any) -> Gold:
-    return read_gold(str(put(folder / "gold.jsonl", rows)), Policy(**policy), columns={}, spool=folder)
+    return read_gold(str(put(folder / "gold.jsonl", rows)), Policy(**policy), columns={})
 
 
 def scored(gold: Gold, *opinions: Opinion, texts: tuple[str, ...] = ("Right.", "Wrong.")) -> dict[str, tuple[int, int]]:
     responses = tuple({"content": text} for text in texts)
-    gold.take(Placed(Candidates(prompt=user("Gold 0?"), responses=responses, opinions=opinions), "a.jsonl:1"))
+    item = Candidates(prompt=user("Gold 0?"), responses=responses, opinions=opinions)
+    gold.take(Placed(item, "a.jsonl:1"), gold.scores)
     return {name: (one.right, one.answered) for name, one in gold.scores.items()}
 
 
@@ -161,7 +162,7 @@ def test_ratings_of_more_responses_stay_and_choices_between_two_gold_ones_go(ord
     item = Candidates(
         prompt=user("Gold 0?"), responses=tuple({"content": text} for text in order), opinions=(rating, wrong)
     )
-    left = gold.take(Placed(item, "a.jsonl:1")).item
+    left = gold.take(Placed(item, "a.jsonl:1"), gold.scores).item
     assert left.opinions == (rating,)
     assert {name: one.right for name, one in gold.scores.items()} == {"ann": 1, "bob": 0}
 
@@ -182,7 +183,7 @@ def test_gold_may_be_a_table_of_ratings_and_what_has_other_prompts_is_untouched(
             opinions=(choice("ann", 0.0, 1.0),),
         )
     )
-    assert gold.take(other) is other
+    assert gold.take(other, gold.scores) is other
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_a_start_up_that_prints_does_not_stand_among_the_results(
     assert list(over(partial(operator.mul, 3), JOBS, count=2)) == [3 * job for job in JOBS]
 
 
-WORK, JOB = pickle.dumps(abs), pickle.dumps(-1)
+WORK, JOB = pickle.dumps(processes.Work(abs)), pickle.dumps(-1)
 
 
 @pytest.mark.parametrize("sent", [b"", WORK, WORK + JOB, WORK + JOB[:-4]], ids=["nothing", "work", "job", "half a job"])

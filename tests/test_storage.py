@@ -468,6 +468,19 @@ def test_what_a_killed_process_left_is_swept_files_and_folders(tmp_path: Path) -
     assert {path.name for path in tmp_path.iterdir()} == {".young.1-2.tmp", ".young.txt.1-2.tmp", ".theirs.tmp"}
 
 
+def test_a_folder_that_is_taken_away_is_one_sentence(tmp_path: Path) -> None:
+    def work(*, gone: bool) -> None:
+        with storage.scratch(tmp_path / "run") as folder:
+            if gone:
+                (tmp_path / "run").rename(tmp_path / "elsewhere")
+            (folder / "none").read_bytes()
+
+    with pytest.raises(FileNotFoundError):
+        work(gone=False)
+    with pytest.raises(InputError, match=r"/run: was moved or deleted while it was written to; run again"):
+        work(gone=True)
+
+
 def test_what_is_read_is_not_replaced(tmp_path: Path) -> None:
     path = put(tmp_path / "a.jsonl", JSONL)
     (tmp_path / "b.jsonl").symlink_to(path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import os
 import pickle
 import queue
@@ -32,13 +33,22 @@ GRACE = 5.0
 """Seconds that a process whose pipe has ended may take to end itself."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Process:
-    """One that serves: jobs go to its standard input, answers come by a pipe of their own."""
+    """One that serves: jobs go to its standard input, answers come by a pipe of their own; `does` is the work it has
+    got, by the number of it."""
 
     started: subprocess.Popen[bytes]
     jobs: IO[bytes]
     answers: IO[bytes]
+    does: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What goes to a process before the jobs of another kind."""
+
+    do: Callable[[Any], object]
 
 
 def over(work: Callable[[Job], Found], jobs: Iterable[Job], *, count: int) -> Generator[Found]:
@@ -47,36 +57,60 @@ def over(work: Callable[[Job], Found], jobs: Iterable[Job], *, count: int) -> Ge
     `work` goes to each process once and may hold what it needs. With `count` 1 all is done here. InputError is raised
     here, in the order of the jobs; it is also raised where a process ends early.
     """
+    with crew(count) as members:
+        yield from members.over(work, jobs)
+
+
+class Crew:
+    """Processes that do one kind of work after another, so that each is started once."""
+
+    def __init__(self, processes: list[Process], pool: ThreadPoolExecutor | None) -> None:
+        self.pool, self.count, self.works = pool, len(processes), itertools.count()
+        self.idle: queue.SimpleQueue[Process] = queue.SimpleQueue()
+        for process in processes:
+            self.idle.put(process)
+
+    def over(self, work: Callable[[Job], Found], jobs: Iterable[Job]) -> Generator[Found]:
+        """As the function of this name; where it is left early, the crew can do nothing else."""
+        if self.pool is None:
+            yield from (uncollected(work, job) for job in jobs)
+            return
+        packed, number = pickle.dumps(Work(work), protocol=pickle.HIGHEST_PROTOCOL), next(self.works)
+
+        def ask(job: Job) -> Found:
+            process = self.idle.get()
+            try:
+                first = b"" if process.does == number else packed
+                process.does = number
+                found: Found = answer(process, job, first=first)
+                return found
+            finally:
+                self.idle.put(process)
+
+        waiting: deque[Future[Found]] = deque()
+        try:
+            for job in jobs:
+                waiting.append(self.pool.submit(ask, job))
+                if len(waiting) >= self.count * AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+@contextlib.contextmanager
+def crew(count: int) -> Generator[Crew]:
+    """A crew of `count` processes, which end with the block; with 1 there is none, and all is done here."""
     if count <= 1:
-        yield from (uncollected(work, job) for job in jobs)
+        yield Crew([], None)
         return
-    idle: queue.SimpleQueue[Process] = queue.SimpleQueue()
     with contextlib.ExitStack() as stack:
-        packed = pickle.dumps(work)
         started = [stack.enter_context(running()) for _ in range(count)]
         pool = stack.enter_context(ThreadPoolExecutor(count))
         stack.callback(stop, started)
-        for process in started:
-            idle.put(process)
-        fed: set[int] = set()
-
-        def ask(job: Job) -> Found:
-            process = idle.get()
-            try:
-                found: Found = answer(process, job, first=b"" if process.started.pid in fed else packed)
-                return found
-            finally:
-                fed.add(process.started.pid)
-                idle.put(process)
-
-        waiting: deque[Future[Found]] = deque()
-        stack.callback(lambda: [future.cancel() for future in waiting])
-        for job in jobs:
-            waiting.append(pool.submit(ask, job))
-            if len(waiting) >= count * AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        yield Crew(started, pool)
 
 
 def stop(processes: Iterable[Process]) -> None:
@@ -146,12 +180,15 @@ def uncollected(work: Callable[[Job], Found], job: Job) -> Found:
 
 
 def serve(sink: int) -> None:
-    """The life of a process: the work, then one job after the other, until the pipe ends; answers go to `sink`."""
+    """The life of a process: some work, then one job of it after the other; answers go to `sink`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    jobs = received(sys.stdin.buffer)
+    work: Callable[[Any], object] | None = None
     with contextlib.suppress(BrokenPipeError), os.fdopen(sink, "wb") as answers:
-        work: Any = next(jobs, None)
-        for job in jobs:
+        for job in received(sys.stdin.buffer):
+            if isinstance(job, Work):
+                work = job.do
+                continue
+            assert work is not None, "a job came before its work"
             reply(answers, work, job)
             gc.collect()
 

@@ -250,7 +250,7 @@ class Candidate(Record):
     content: str
     score: float | None = None
     rank: int | None = Field(None, ge=1)
-    rules: dict[str, float] = {}
+    rules: dict[str, float] = Field(default_factory=dict)
     source: str = ""
 
 

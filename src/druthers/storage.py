@@ -7,6 +7,7 @@ folder and takes its name only when it is complete and on the disk.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import difflib
 import errno
@@ -25,8 +26,8 @@ import threading
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Protocol, TypeVar, cast, get_args
@@ -42,6 +43,13 @@ from druthers.tables import BOM, HeaderFault, Table
 R = TypeVar("R", bound=Record)
 ROWS = 1000
 """Rows of other kinds of files in a run."""
+CHUNK = 4 << 20
+"""Bytes of a JSON array that are read at once."""
+LONGEST_OBJECT = 1 << 28
+"""Characters of an array's object; one that is longer has a quote or a brace that is never closed."""
+LONGEST_TOKEN = 16
+"""Characters within which the decoder tells that a text was cut, but for strings, of which it tells the start."""
+BLANK = re.compile(r"[ \t\r\n]*")
 TEMPORARY = re.compile(r"\..+\.([1-9][0-9]*)-[0-9]+\.tmp")
 """What `replacing` calls a file that is not complete: the name it will have, process and thread."""
 QUIET, DAY = 600.0, 86_400.0
@@ -382,6 +390,41 @@ def sha256(path: str | Path) -> str:
     return hashlib.sha256(listing.encode()).hexdigest()
 
 
+@contextlib.contextmanager
+def unchanged(paths: Iterable[str]) -> Iterator[Callable[[], None]]:
+    """A function that raises InputError where some local paths are not what they were when the block began.
+
+    A fault that is found inside the block in a file which changed is said as that. URLs are not looked at.
+    """
+    local = [path for path in paths if "://" not in path]
+    before = {path: _stamps(path) for path in local}
+
+    def check() -> None:
+        for path, stamps in before.items():
+            now = _stamps(path)
+            if now != stamps:
+                other = next((name for name in (*stamps, *now) if stamps.get(name) != now.get(name)), path)
+                raise InputError(
+                    f"{shown(other)}: changed while it was read; run again when nothing writes to it, or give a copy"
+                )
+
+    try:
+        yield check
+    except InputError:
+        check()
+        raise
+
+
+def _stamps(path: str) -> dict[str, tuple[int, ...]]:
+    """What tells the state of each file of a path; nothing of one that is not there."""
+    found: dict[str, tuple[int, ...]] = {}
+    with contextlib.suppress(OSError, InputError):
+        for name in files(path):
+            state = os.stat(name)
+            found[name] = state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
+    return found
+
+
 def read_bytes(path: str) -> bytes:
     """All bytes of a file or URL; InputError where it cannot be read."""
     with _reading(path), _open(path) as stream:
@@ -419,7 +462,7 @@ def _rows_in(name: str, kind: Kind, stream: BinaryIO) -> Iterator[Line]:
         return _parquet(name, stream)
     if kind.rows in TABLES:
         return _table(name, stream, tabs=kind.rows == ".tsv")
-    return _array(name, _whole(name, stream)) if kind.rows == ".json" else _json_lines(name, stream)
+    return _array(name, stream) if kind.rows == ".json" else _json_lines(name, stream)
 
 
 def _json_lines(name: str, stream: BinaryIO, *, first: int = 1) -> Iterator[Line]:
@@ -468,12 +511,17 @@ def _json_fault(error: ValueError | RecursionError, data: bytes = b"") -> str:
 
 
 def _loads(text: str) -> object:
-    value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    value = _DECODER.decode(text)
+    _check(value, text)
+    return value
+
+
+def _check(value: object, text: str) -> None:
+    """Raises ValueError for a value of JSON that is too deep or holds half a character; looks first at its text."""
     if text.count("[") + text.count("{") > 2 * DEEPEST:
         check_depth(value, most=2 * DEEPEST)
-    if "\\ud" in text.lower():
+    if "\\u" in text and "\\ud" in text.lower():
         _check_text(value)
-    return value
 
 
 def _check_text(value: object) -> None:
@@ -496,52 +544,112 @@ def _no_constant(name: str) -> object:
     raise ValueError(f"{name} is not a JSON number; write a finite number")
 
 
-def _whole(name: str, stream: BinaryIO) -> bytes:
-    try:
-        return stream.read()
-    except DAMAGE as error:
-        raise InputError(f"{name}: {_damage(error)}") from None
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
 
 
-def _array(name: str, data: bytes) -> Iterator[Line]:
-    """The objects of a JSON array, each with the line it begins on; held whole, so prefer JSONL for big sets."""
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        number = data.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{name}:{number}: is not UTF-8; save the file as UTF-8") from None
-    decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
-    at = _skip(text, text.index("[") + 1)
-    number, counted = 1, 0
-    while text[at : at + 1] != "]":
-        number, counted = number + text.count("\n", counted, at), at
-        where = f"{name}:{number}"
+@dataclass
+class _Text:
+    """The text of a stream, of which only what is being looked at is held: `held` from the place `at` on, on line
+    `number` of the file."""
+
+    name: str
+    stream: BinaryIO
+    decoder: codecs.IncrementalDecoder = field(default_factory=codecs.getincrementaldecoder("utf-8-sig"))
+    held: str = ""
+    at: int = 0
+    number: int = 1
+    read: int = 1
+    ended: bool = False
+
+    @property
+    def where(self) -> str:
+        """File and line of the place."""
+        return f"{self.name}:{self.number}"
+
+    def move(self, end: int) -> None:
+        """Go on to a place."""
+        self.number += self.held.count("\n", self.at, end)
+        self.at = end
+
+    def more(self) -> None:
+        """Hold as much again as is held, at least a few megabytes; what lies before the place goes."""
         try:
-            row, end = decoder.raw_decode(text, at)
-            check_depth(row, most=2 * DEEPEST)
-            _check_text(row)
+            data = self.stream.read(max(CHUNK, len(self.held) - self.at))
+        except DAMAGE as error:
+            raise InputError(f"{self.name}:{self.read}: {_damage(error)}") from None
+        self.ended = not data
+        try:
+            text = self.decoder.decode(data, final=self.ended)
+        except UnicodeDecodeError as error:
+            number = self.read + error.object.count(b"\n", 0, error.start)
+            raise InputError(f"{self.name}:{number}: is not UTF-8; save the file as UTF-8") from None
+        self.read += data.count(b"\n")
+        self.held, self.at = self.held[self.at :] + text, 0
+
+    def next(self) -> str:
+        """The next character that is no white space, to which it goes on; "" at the end."""
+        while True:
+            end = _skip(self.held, self.at)
+            self.move(end)
+            if end < len(self.held) or self.ended:
+                return self.held[end : end + 1]
+            self.more()
+
+    def value(self) -> tuple[object, str]:
+        """The JSON value at the place, and its text, behind which it goes on; ValueError where there is none."""
+        while True:
+            try:
+                found, end = _DECODER.raw_decode(self.held, self.at)
+            except json.JSONDecodeError as error:
+                if self.ended or not self._cut(error) or len(self.held) - self.at > LONGEST_OBJECT:
+                    raise json.JSONDecodeError(error.msg, self.held[self.at :][:1], 0) from None
+            else:
+                if end < len(self.held) or self.ended:
+                    text = self.held[self.at : end]
+                    self.move(end)
+                    return found, text
+            self.more()
+
+    def _cut(self, error: json.JSONDecodeError) -> bool:
+        """Whether a fault may be that the text goes on behind what is held."""
+        return error.pos > len(self.held) - LONGEST_TOKEN or error.msg.startswith("Unterminated string")
+
+
+def _array(name: str, stream: BinaryIO) -> Iterator[Line]:
+    """The objects of a JSON array, each with the line it begins on; as much of it is held as one object takes."""
+    text = _Text(name, stream)
+    mark, where = text.next(), text.where
+    text.move(text.at + 1)
+    mark = text.next()
+    while mark != "]":
+        where = text.where
+        try:
+            row, said = text.value()
+            _check(row, said)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{where}: is not JSON: {_json_fault(error)}") from None
-        why = "" if isinstance(row, dict) else f"is not a JSON object but {_brief(row)}; write one {{…}} for each row"
-        yield _faulty(where, text[at:end].encode(), why) if why else Line(where, row)
-        at = _skip(text, end)
-        if text[at : at + 1] == ",":
-            at = _skip(text, at + 1)
-        elif text[at : at + 1] != "]":
+        if isinstance(row, dict):
+            yield Line(where, row)
+        else:
+            yield _faulty(where, said.encode(), f"is not a JSON object but {_brief(row)}; write one {{…}} for each row")
+        mark = text.next()
+        if mark == ",":
+            text.move(text.at + 1)
+            mark = text.next()
+        elif mark != "]":
             raise InputError(
                 f"{where}: the array does not go on with ',' or ']' after this object; the file is cut or damaged"
             )
-    if (rest := _skip(text, at + 1)) < len(text):
+    text.move(text.at + 1)
+    if text.next():
         raise InputError(
-            f"{name}:{text.count(chr(10), 0, rest) + 1}: something stands behind the end of the array; "
+            f"{text.where}: something stands behind the end of the array; "
             "keep one array in a .json file, or write JSON lines"
         )
 
 
 def _skip(text: str, at: int) -> int:
-    while at < len(text) and text[at] in " \t\r\n":
-        at += 1
-    return at
+    return cast(re.Match[str], BLANK.match(text, at)).end()
 
 
 def _table(name: str, stream: BinaryIO, *, tabs: bool) -> Iterator[Line]:
@@ -780,13 +888,17 @@ def temporary(target: Path) -> Path:
 def scratch(folder: Path) -> Iterator[Path]:
     """A folder for temporary files inside another, gone when the block ends; `sweep` knows its name.
 
-    Raises InputError where it cannot be made.
+    Raises InputError where it cannot be made, and where somebody takes it away while the block works in it.
     """
     path = temporary(folder / SCRATCH)
     with _writing(str(path)):
         path.mkdir(parents=True, exist_ok=True)
     try:
         yield path
+    except FileNotFoundError:
+        if path.is_dir():
+            raise
+        raise InputError(f"{folder}: was moved or deleted while it was written to; run again") from None
     finally:
         shutil.rmtree(path, ignore_errors=True)
 

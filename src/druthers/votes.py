@@ -552,13 +552,15 @@ def bradley_terry(wins_RKK: ArrayLike, *, spread: float = 1.0, most: int = 100) 
     prior_KK = np.eye(K) / spread**2
     met_RKK = wins + wins.transpose(0, 2, 1)
     worth_RK = np.zeros((rows, K))
+    moving_R = np.ones(rows, dtype=bool)  # a row that is done stays as it is, whatever others take
     for _ in range(most):
         apart_RKK = worth_RK[:, :, None] - worth_RK[:, None, :]
         expected_RKK = met_RKK * expit(apart_RKK)
         slope_RK = (wins - expected_RKK).sum(2) - worth_RK / spread**2
         step_RK = np.linalg.solve(curvature(met_RKK, apart_RKK) + prior_KK, slope_RK[:, :, None])[:, :, 0]
-        worth_RK = worth_RK + np.clip(step_RK, -1, 1)
-        if rows == 0 or np.abs(step_RK).max() < 1e-10:
+        worth_RK = worth_RK + np.where(moving_R[:, None], np.clip(step_RK, -1, 1), 0.0)
+        moving_R &= np.abs(step_RK).max(1, initial=0.0) >= 1e-10
+        if not moving_R.any():
             break
     apart_RKK = worth_RK[:, :, None] - worth_RK[:, None, :]
     inverse_RKK = np.linalg.inv(curvature(met_RKK, apart_RKK) + prior_KK)

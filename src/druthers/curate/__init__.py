@@ -32,7 +32,7 @@ from druthers.curate.intake import Desk, Judged
 from druthers.curate.ledger import Ledger, Refusal, Shelf
 from druthers.curate.meaning import part
 from druthers.curate.nearness import NEAR, Hashes, Places, among, once
-from druthers.curate.pooling import annotators, both_bad
+from druthers.curate.pooling import annotators
 from druthers.curate.quality import bias, leak
 from druthers.curate.quality.onpolicy import age
 from druthers.curate.remembered import Memory, binding, bound, held_before, memories, named_files, remember
@@ -100,16 +100,17 @@ def curate(
     training pairs the first `most` rows are read. `beside` is the run directory, where runs beside it are to be asked
     which prompts they hold out; what they say is input too. By `today` the age of rows with a date is told. `progress`
     is called with (rows done, rows in all or 0 if unknown).
-    Raises InputError for a bad file, for the first bad row unless `data.bad_rows` is "drop", and when nothing is left
-    to train on or to hold out; then none of the files appears.
+    Raises InputError for a bad file, for one that changes while it is read, for the first bad row unless
+    `data.bad_rows` is "drop", and when nothing is left to train on or to hold out; then none of the files appears.
     """
     data = settings.data
     source = storage.locate(data.pairs, data.heldout)
     beside = None if beside is None else beside.absolute()
-    back = put_back(storage.several(data.keep))
-    known = memories(data.held_before, beside=beside, seed=settings.seed)
     _probe(tokenizer)
     with contextlib.ExitStack() as stack:
+        check = stack.enter_context(storage.unchanged(_inputs(settings)))
+        back = put_back(storage.several(data.keep))
+        known = memories(data.held_before, beside=beside, seed=settings.seed)
         files = {
             name: stack.enter_context(storage.replacing(out / f"{name}.jsonl"))
             for name in ("rejected", "heldout", "train")
@@ -156,6 +157,7 @@ def curate(
         _check_filled(sides, source, ledger)
         summary = _summarize(sides, facts, source=source, desk=desk)
         summary = replace(summary, held_before=bound(known, facts.asked_B, all_=held is None))
+        check()  # behind the hash, which is then of what was read
         seen = _inspect(sides, facts, desk, known, beside=beside, today=today)
         _point(seen, facts, shelf, out / "findings")
         remember(out, facts.asked_B[sides.heldout])
@@ -171,14 +173,19 @@ def curate(
 
 def fingerprint(settings: Settings) -> str | None:
     """One SHA-256 over the files the pairs come from, or None where one of them is a URL; InputError for none."""
+    paths = _inputs(settings)
+    if any("://" in path for path in paths):
+        return None
+    return hashlib.sha256(" ".join(map(storage.sha256, paths)).encode()).hexdigest()
+
+
+def _inputs(settings: Settings) -> list[str]:
+    """The files, folders and URLs the pairs come from."""
     data, gold = settings.data, settings.grade.gold
     found = storage.locate(data.pairs, data.heldout)
     before = [str(path) for _, path in named_files(data.held_before)]
     golden = storage.files(gold) if gold else ()
-    paths = [*found.train, *found.heldout, *storage.several(data.keep), *golden, *before]
-    if any("://" in path for path in paths):
-        return None
-    return hashlib.sha256(" ".join(map(storage.sha256, paths)).encode()).hexdigest()
+    return [*found.train, *found.heldout, *storage.several(data.keep), *golden, *before]
 
 
 def _copy(lines: BinaryIO, path: Path) -> None:
@@ -248,12 +255,12 @@ def _with_opinions(seen: Inspection, judged: Judged, *, alone: bool) -> Inspecti
     and not of the pairs once more.
     """
     told = findings(judged.known)
-    if (biases := judged.pool.biases()) is not None:
+    if (biases := judged.pool.seen.biases()) is not None:
         of_choices = bias.findings(biases)
         told += of_choices if alone else of_choices[:1]
         if alone:
             seen = replace(seen, findings=[one for one in seen.findings if not one.id.startswith("D4.")])
-    told += both_bad(judged.pool)
+    told += judged.pool.seen.both_bad()
     told, lines = of_annotators(told, judged.tally.doubted)
     return replace(
         seen, findings=seen.findings + told, lines={**seen.lines, **lines}, annotators=annotators(judged.known)

@@ -11,31 +11,37 @@ two texts are the same; their numbers then change sides with the texts. Response
 are in none of them go nowhere: nobody said anything of them.
 
 The order is that of the first row of a prompt, and inside a prompt that of the first row of an item. Memory is bounded:
-beyond the limit rows go to files by a hash of the prompt, which are joined one after another; the result is the same
-whatever the limit.
+rows are dealt to parts by a hash of the prompt, which go to files where they are more than memory is to hold, and each
+part is joined by itself, whichever process does it. The result is the same whatever the limit.
+
+A row is a tuple (number, key, where, rows, head, responses, opinions, shown): its place among all, the hash of its
+head, `file:line`, how many rows of the source it accounts for, and what is the same in all that belongs together;
+`shown` says that it is choices between two responses in the order shown.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import heapq
-import itertools
-import json
-import tempfile
+import io
+import pickle
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 from druthers.records import CANONICAL, Candidates
-from druthers.storage import encode, full_disk
+from druthers.storage import full_disk
 
+Body = dict[str, Any]
+"""The fields of a `Candidates`, or of a response or an opinion in it."""
+Row = tuple[int, bytes, str, int, Body, list[Body], list[Body], bool]
 PARTS = 128
-"""Files that rows are dealt to; a hundred times the memory limit is joined in about that limit."""
-MEMORY = 256 << 20
-OVERHEAD = 120
-"""Bytes that a line held in memory costs beyond its own."""
+"""Parts that rows are dealt to; a hundred times the memory limit is joined in about that limit."""
+MEMORY = 128 << 20
+"""Bytes of rows that are held before they go to files."""
+LOT = 32
+"""Bits of the number of a row that count the rows of a lot."""
 HEAD = ("prompt", "group", "tools")
 """What is the same in all that belongs together."""
 WIDEST = 100
@@ -54,119 +60,126 @@ class Placed:
     rows: int = 1
 
 
-def gather(items: Iterable[Placed], *, spool: Path, memory: int = MEMORY) -> Iterator[Placed]:
-    """The items with those of one prompt, tools and group joined, in the order of their first rows.
+# ---------------------------------------------------------------- rows to parts
 
-    `spool` is an existing folder for temporary files, which go when the iterator ends; about `memory` bytes of rows are
-    held before they are used. Raises InputError where the disk is full.
+
+def dealt(items: Iterable[Placed], *, lot: int) -> dict[int, bytes]:
+    """The items of a lot as rows, packed, by the part each belongs to; lots are numbered as they stand in the source.
 
     >>> from druthers.records import user
-    >>> def rated(text, worth):
-    ...     opinion = {"scale": "rating", "worth": (worth,)}
-    ...     return Placed(Candidates(prompt=user("Name a fruit."), responses=[{"content": text}], opinions=[opinion]))
-    >>> [found] = gather([rated("Plum.", 9.0), rated("Carrot.", 2.0), rated("Plum.", 8.0)], spool=Path("."))
-    >>> found.rows, [opinion.worth for opinion in found.item.opinions]
-    (3, [(9.0, None), (None, 2.0), (8.0, None)])
+    >>> item = Candidates(prompt=user("Name a fruit."), responses=({"content": "Plum."},))
+    >>> [[number, *_, shown]] = pickle.loads(next(iter(dealt([Placed(item)], lot=2).values())))
+    >>> number == 2 << LOT, shown
+    (True, False)
     """
-    with contextlib.ExitStack() as stack, full_disk(str(spool)):
-        held: list[tuple[int, bytes]] = []
-        files: list[BinaryIO] = []
-        size = 0
-        for part, line in _lines(items):
-            if files:
-                files[part].write(line)
-                continue
-            held.append((part, line))
-            size += len(line) + OVERHEAD
-            if size > memory:
-                files = [_temporary(spool, stack) for _ in range(PARTS)]
-                for place, kept in held:
-                    files[place].write(kept)
-                held.clear()
-        if files:
-            yield from _merged([_joined_file(file, spool, stack) for file in files])
-        else:
-            for _, found in _joined(line for _, line in held):
-                yield from map(_placed, found)
-
-
-def _merged(files: list[BinaryIO]) -> Iterator[Placed]:
-    """The joined items of all files by the number of the first row of their prompt."""
-    for line in heapq.merge(*map(_numbered, files)):
-        yield from map(_placed, json.loads(line[1])[1])
-
-
-def _numbered(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    for line in file:
-        yield int(line[1 : line.index(b",")]), line
-
-
-def _temporary(spool: Path, stack: contextlib.ExitStack) -> BinaryIO:
-    return cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile(dir=spool)))
-
-
-def _joined_file(file: BinaryIO, spool: Path, stack: contextlib.ExitStack) -> BinaryIO:
-    """The items of one file joined, a line for each prompt, in a file of their own."""
-    result = _temporary(spool, stack)
-    file.seek(0)
-    for first, found in _joined(file):
-        result.write(_encode([first, found]))
-    file.close()
-    result.seek(0)
-    return result
-
-
-# ---------------------------------------------------------------- rows to lines
-
-
-def _lines(items: Iterable[Placed]) -> Iterator[tuple[int, bytes]]:
-    """Every item as lines with the file each belongs to: what is said of the prompt, and the choices as shown."""
-    for number, placed in enumerate(items):
+    parts: dict[int, list[Row]] = {}
+    for number, placed in enumerate(items, lot << LOT):
         body = placed.item.line()
         head = {name: value for name, value in body.items() if name in HEAD}
         key = hashlib.blake2b(CANONICAL.encode(head).encode("utf-8", "surrogatepass"), digest_size=16).digest()
         rows = placed.rows
-        for shown, responses, opinions in _split(body):
-            part = [number, key.hex(), shown, placed.where, rows, head, responses, opinions]
-            yield key[0] % PARTS, _encode(part)
+        for responses, opinions, shown in _split(body):
+            row = number, key, placed.where, rows, head, responses, opinions, shown
+            parts.setdefault(key[0] % PARTS, []).append(row)
             rows = 0
+    return {part: pickle.dumps(rows, protocol=pickle.HIGHEST_PROTOCOL) for part, rows in parts.items()}
 
 
-def _split(body: dict[str, Any]) -> Iterator[tuple[str, list[Any], list[Any]]]:
+def _split(body: Body) -> Iterator[tuple[list[Body], list[Body], bool]]:
     """The parts of an item: all but its choices, then its choices by the two texts between which they are."""
     responses, opinions = body["responses"], body.get("opinions", [])
     rest = [opinion for opinion in opinions if opinion["scale"] != "choice"]
     if rest or not opinions:
-        yield "", responses, rest
-    shown: dict[tuple[int, ...], list[Any]] = {}
+        yield responses, rest, False
+    shown: dict[tuple[int, ...], list[Body]] = {}
     for opinion in opinions:
         if opinion["scale"] == "choice":
             two = tuple(i for i, worth in enumerate(opinion["worth"]) if worth is not None)
             shown.setdefault(two, []).append(opinion | {"worth": [opinion["worth"][i] for i in two]})
     for two, choices in shown.items():
-        pair = [responses[i] for i in two]
-        yield CANONICAL.encode([one["content"] for one in pair]), pair, choices
+        yield [responses[i] for i in two], choices, True
 
 
-def _encode(part: list[Any]) -> bytes:
-    return encode(cast(Any, part))
+@dataclass(frozen=True)
+class Part:
+    """The rows of one part: those that went to a file, and behind them those that are still held."""
 
+    file: Path | None
+    held: bytes
 
-# ---------------------------------------------------------------- lines to items
+    def rows(self) -> Iterator[Row]:
+        """All of them, in order."""
+        with contextlib.ExitStack() as stack:
+            files = [] if self.file is None else [stack.enter_context(self.file.open("rb"))]
+            for stream in (*files, io.BytesIO(self.held)):
+                with contextlib.suppress(EOFError):
+                    while True:
+                        yield from pickle.load(stream)
 
 
 @dataclass
-class _Item:
+class Deal:
+    """Rows by part: in memory up to a limit, then in files of a folder, which must stay while they are used."""
+
+    folder: Path
+    memory: int
+    size: int = 0
+    held: dict[int, bytearray] = field(default_factory=dict)
+    files: dict[int, Path] = field(default_factory=dict)
+
+    def add(self, packed: dict[int, bytes]) -> None:
+        """The rows of a lot; InputError where the disk is full."""
+        for part, rows in packed.items():
+            self.held.setdefault(part, bytearray()).extend(rows)
+            self.size += len(rows)
+        if self.size > self.memory:
+            self.flush()
+
+    def flush(self) -> None:
+        """What is held goes to the files."""
+        with full_disk(str(self.folder)):
+            for part, rows in self.held.items():
+                path = self.files.setdefault(part, self.folder / f"part-{part}")
+                with path.open("ab") as file:
+                    file.write(rows)
+        self.held.clear()
+        self.size = 0
+
+    def parts(self) -> Iterator[Part]:
+        """The parts that have rows; each is let go as it is handed on."""
+        for part in range(PARTS):
+            held = bytes(self.held.pop(part, b""))
+            if held or part in self.files:
+                yield Part(self.files.get(part), held)
+
+
+# ---------------------------------------------------------------- rows to items
+
+
+@dataclass
+class Item:
     """An item while rows are added to it."""
 
     where: str
-    head: dict[str, Any]
+    head: Body
     rows: int = 0
-    responses: list[dict[str, Any]] = field(default_factory=list)
+    responses: list[Body] = field(default_factory=list)
     places: dict[str, int] = field(default_factory=dict)
-    opinions: list[tuple[dict[str, Any], list[int]]] = field(default_factory=list)
+    opinions: list[tuple[Body, list[int]]] = field(default_factory=list)
 
-    def add(self, rows: int, responses: list[dict[str, Any]], opinions: list[dict[str, Any]]) -> None:
+    @classmethod
+    def of(cls, placed: Placed) -> Item:
+        """The item of one that is whole."""
+        body = placed.item.line()
+        item = cls(placed.where, {name: value for name, value in body.items() if name in HEAD})
+        item.add(placed.rows, body["responses"], body.get("opinions", []))
+        return item
+
+    def placed(self) -> Placed:
+        """The whole item, checked."""
+        return Placed(Candidates.model_validate(self.body()), self.where, self.rows)
+
+    def add(self, rows: int, responses: list[Body], opinions: list[Body]) -> None:
         """What one row says: responses that are new go to the end."""
         self.rows += rows
         seen: dict[str, int] = {}
@@ -177,11 +190,11 @@ class _Item:
             places.append(self._place(response, f"{seen[key]}{key}"))
         self.opinions += [(opinion, places) for opinion in opinions]
 
-    def takes(self, responses: list[dict[str, Any]]) -> bool:
+    def takes(self, responses: list[Body]) -> bool:
         """Whether there is room for these responses, or as good as all of them are here already."""
         return len(self.responses) < WIDEST or all(f"1{_key(response)}" in self.places for response in responses)
 
-    def _place(self, response: dict[str, Any], key: str) -> int:
+    def _place(self, response: Body, key: str) -> int:
         place = self.places.setdefault(key, len(self.responses))
         if place == len(self.responses):
             self.responses.append(response)
@@ -189,69 +202,84 @@ class _Item:
             self.responses[place] = response
         return place
 
-    def body(self) -> dict[str, Any]:
-        """The fields of the `Candidates`, worth by worth on the places the responses have now."""
+    def said(self) -> list[Body]:
+        """The opinions, worth by worth on the places the responses have now."""
         opinions = []
         for opinion, places in self.opinions:
             worth: list[float | None] = [None] * len(self.responses)
             for place, value in zip(places, opinion["worth"], strict=True):
                 worth[place] = value
             opinions.append(opinion | {"worth": worth})
+        return opinions
+
+    def body(self) -> Body:
+        """The fields of the `Candidates`."""
+        opinions = self.said()
         return self.head | {"responses": self.responses} | ({"opinions": opinions} if opinions else {})
 
 
-def _key(response: dict[str, Any]) -> str:
+def _key(response: Body) -> str:
     """What makes a response the same as another: its text, and a score or rank that stands on it."""
+    if response.keys() <= {"content", "source"}:
+        return f" {response['content']}"
     return CANONICAL.encode({name: value for name, value in response.items() if name != "source"})
 
 
 @dataclass
-class _Prompt:
+class Prompt:
     """The items of a prompt in order; of those with the same choices, or none, the last is added to."""
 
     number: int
-    items: list[_Item] = field(default_factory=list)
-    last: dict[str, _Item] = field(default_factory=dict)
+    items: list[Item] = field(default_factory=list)
+    last: dict[tuple[str, ...], Item] = field(default_factory=dict)
 
     def add(
-        self, shown: str, where: str, head: dict[str, Any], rows: int, responses: list[Any], said: list[Any]
+        self, shown: tuple[str, ...], where: str, head: Body, rows: int, responses: list[Body], said: list[Body]
     ) -> None:
         """What one row says; it begins an item where there is none with room for its responses."""
         item = self.last.get(shown)
         if item is None or not item.takes(responses):
-            item = self.last[shown] = _Item(where, head)
+            item = self.last[shown] = Item(where, head)
             self.items.append(item)
         item.add(rows, responses, said)
 
 
-def _joined(lines: Iterable[bytes]) -> Iterator[tuple[int, list[list[Any]]]]:
-    """The number of the first row of each prompt, and its items as [where, rows, fields]."""
-    prompts: dict[str, _Prompt] = {}
-    for line in lines:
-        number, key, shown, where, rows, head, responses, opinions = json.loads(line)
-        prompts.setdefault(key, _Prompt(number)).add(shown, where, head, rows, responses, opinions)
+def joined(rows: Iterable[Row]) -> Iterator[tuple[int, list[Item]]]:
+    """The number of the first row of each prompt, and its items; prompts that share tools and group are one."""
+    prompts: dict[bytes, Prompt] = {}
+    for number, key, where, count, head, responses, opinions, shown in rows:
+        prompt = prompts.get(key)
+        if prompt is None:
+            prompt = prompts[key] = Prompt(number)
+        two = tuple(response["content"] for response in responses) if shown else ()
+        prompt.add(two, where, head, count, responses, opinions)
     while prompts:
         found = prompts.pop(next(iter(prompts)))
-        yield found.number, [[item.where, item.rows, item.body()] for item in found.items]
+        yield found.number, found.items
 
 
-def together(items: Iterable[Placed]) -> Iterator[Placed]:
-    """Items as `gather` gives them, with all that is said of a prompt as one, or one for every hundred responses."""
-    for _, group in itertools.groupby(items, key=lambda placed: (placed.item.prompt_id, placed.item.group)):
-        several = list(group)
-        if len(several) == 1:
-            yield several[0]
-            continue
-        whole: dict[str, _Prompt] = {}
-        for placed in several:
-            body = placed.item.line()
-            head = {name: value for name, value in body.items() if name in HEAD}
-            prompt = whole.setdefault(CANONICAL.encode(head.get("tools")), _Prompt(0))
-            prompt.add("", placed.where, head, placed.rows, body["responses"], body.get("opinions", []))
-        for prompt in whole.values():
-            yield from (_placed([item.where, item.rows, item.body()]) for item in prompt.items)
+def gathered(items: Iterable[Placed]) -> Iterator[Placed]:
+    """Not too many items with all that is said of a prompt put together, in memory, in the order of their first rows.
+
+    >>> from druthers.records import user
+    >>> def rated(text, worth):
+    ...     opinion = {"scale": "rating", "worth": (worth,)}
+    ...     return Placed(Candidates(prompt=user("Name a fruit."), responses=[{"content": text}], opinions=[opinion]))
+    >>> [found] = gathered([rated("Plum.", 9.0), rated("Carrot.", 2.0), rated("Plum.", 8.0)])
+    >>> found.rows, [opinion.worth for opinion in found.item.opinions]
+    (3, [(9.0, None), (None, 2.0), (8.0, None)])
+    """
+    parts = [Part(None, held) for held in dealt(items, lot=0).values()]
+    found = [each for part in parts for each in joined(part.rows())]
+    for _, several in sorted(found, key=lambda each: each[0]):
+        yield from (item.placed() for item in together(several))
 
 
-def _placed(found: list[Any]) -> Placed:
-    where, rows, body = found
-    return Placed(Candidates.model_validate(body), where, rows)
+def together(items: list[Item]) -> list[Item]:
+    """All that is said of a prompt as one item, or one for every hundred responses."""
+    if len(items) == 1:
+        return items
+    whole = Prompt(0)
+    for item in items:
+        whole.add((), item.where, item.head, item.rows, item.responses, item.said())
+    return whole.items

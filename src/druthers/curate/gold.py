@@ -12,22 +12,22 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from druthers import storage
 from druthers.curate.facts import between, comparison
-from druthers.curate.gather import Placed, gather, together
+from druthers.curate.gather import Body, Placed, gathered
 from druthers.curate.importers import GATHERED, Importer, RowFault, detect
 from druthers.curate.nearness import Hashes
 from druthers.curate.opinions import Policy, View, compared, graded, spoken, views
 from druthers.curate.quality import noise
 from druthers.curate.repair import kinds_in, redacted
 from druthers.curate.split import evened, hashed
-from druthers.records import Candidates, Finding, InputError, Pair, Rows, assistant
+from druthers.records import Candidates, Finding, InputError, Message, Pair, Rows, assistant
 from druthers.storage import Line, encode
 
 SHOWN = 100
@@ -60,11 +60,21 @@ class Answer(NamedTuple):
 
 @dataclass
 class Score:
-    """How many gold answers an annotator gave, how many were right, and the others as lines of a file."""
+    """How many gold answers an annotator gave, how many were right, and the others as lines of a file, each behind the
+    number of its item."""
 
     answered: int = 0
     right: int = 0
-    missed: list[bytes] = field(default_factory=list)
+    missed: list[tuple[int, bytes]] = field(default_factory=list)
+
+
+def add_scores(scores: dict[str, Score], more: Mapping[str, Score]) -> None:
+    """Add to some scores by annotator those of other answers, which stand behind them."""
+    for annotator, other in more.items():
+        score = scores.setdefault(annotator, Score())
+        score.answered += other.answered
+        score.right += other.right
+        score.missed += other.missed
 
 
 @dataclass
@@ -118,8 +128,21 @@ class Gold:
 
     # -------- what was judged
 
-    def take(self, placed: Placed) -> Placed:
-        """The item without its answers on gold items, which are scored.
+    def unscored(self) -> Gold:
+        """The same without what was answered, as it goes to other processes."""
+        return replace(self, scores={})
+
+    def add(self, scores: Mapping[str, Score]) -> None:
+        """The scores of all answers of a source, of which lines go in the order of their items."""
+        ordered = {name: replace(one, missed=sorted(one.missed, key=itemgetter(0))) for name, one in scores.items()}
+        add_scores(self.scores, ordered)
+
+    def asks(self, prompt: Iterable[Body]) -> bool:
+        """Whether a prompt is that of a gold item."""
+        return hashed(evened(map(Message.model_validate, prompt))) in self.prompts
+
+    def take(self, placed: Placed, scores: dict[str, Score], *, order: int = 0) -> Placed:
+        """The item without its answers on gold items, which are scored; `order` is the number of the item.
 
         Choices between two gold responses go, and everything where there are no others. Ratings and ranks of more
         responses say something of the others too, so they stay.
@@ -128,7 +151,7 @@ class Gold:
         found = self.found(item)
         if not found:
             return placed
-        self.score(item, found, where=placed.where)
+        self.score(item, found, scores, where=placed.where, order=order)
         body = item.line()
         if len(found) == len(list(comparable(item))):
             body["opinions"] = []
@@ -158,7 +181,15 @@ class Gold:
         """Whether two of its responses are a gold item."""
         return bool(self.found(item))
 
-    def score(self, item: Candidates, found: Mapping[tuple[int, int], tuple[int, bool]], *, where: str) -> None:
+    def score(
+        self,
+        item: Candidates,
+        found: Mapping[tuple[int, int], tuple[int, bool]],
+        scores: dict[str, Score],
+        *,
+        where: str,
+        order: int,
+    ) -> None:
         """Hold the answers on gold items against what is accepted; an overall answer may be that of all criteria."""
         said = views(item)
         whole = said if "" in said else said | graded(said, self.policy, row=item)
@@ -168,7 +199,7 @@ class Gold:
                 if accepted is None:
                     continue
                 for annotator, answer in given(views_, i, j, least_gap=self.policy.least_gap):
-                    score = self.scores.setdefault(annotator, Score())
+                    score = scores.setdefault(annotator, Score())
                     score.answered += 1
                     right = answer.turned(forward=forward).passes(accepted)
                     score.right += right
@@ -177,7 +208,7 @@ class Gold:
                         why = f"said {answer.said()} is better" if answer.side else f"said {answer.said()}"
                         about = {"where": where, "annotator": annotator, "why": f"{why}; right is {fine}"}
                         more = {"criterion": spoken(criterion)} if criterion else {}
-                        score.missed.append(encode(about | more))
+                        score.missed.append((order, encode(about | more)))
 
     # -------- what follows
 
@@ -185,7 +216,7 @@ class Gold:
         """D6.gold, of all and of each annotator who misses too often, and the files of the answers they missed."""
         people = sorted(self.scores.items())
         poor = [(name, one) for name, one in people if noise.gold(one.right, one.answered).poor]
-        lines = {f"D6.gold.{i}": one.missed for i, (_, one) in enumerate(poor, 1)}
+        lines = {f"D6.gold.{i}": [line for _, line in one.missed] for i, (_, one) in enumerate(poor, 1)}
         told = [
             noise.gold_finding(
                 name, one.right, one.answered, rows=Rows(file=f"findings/{file}.jsonl", count=len(one.missed))
@@ -218,7 +249,7 @@ def given(found: Iterable[View], i: int, j: int, *, least_gap: float) -> Iterato
 # ---------------------------------------------------------------- the gold file
 
 
-def read_gold(path: str, policy: Policy, *, columns: Mapping[str, str], spool: Path) -> Gold:
+def read_gold(path: str, policy: Policy, *, columns: Mapping[str, str]) -> Gold:
     """The accepted answers in a file of any form of data; of `columns` those count that the file has.
 
     Raises InputError for a file that cannot be read, and for a row of it that says nothing or is faulty.
@@ -232,7 +263,7 @@ def read_gold(path: str, policy: Policy, *, columns: Mapping[str, str], spool: P
     items = [(line.where, item) for line in rows for item in answered(line, importer)]
     if form in GATHERED:
         said = (Placed(item, where) for where, item in items if isinstance(item, Candidates))
-        items = [(placed.where, placed.item) for placed in together(gather(said, spool=spool))]
+        items = [(placed.where, placed.item) for placed in gathered(said)]
     for where, item in items:
         if not gold.learn(item):
             raise InputError(f"{where}: no two responses are compared in it, so it is no gold item; take it out")

@@ -113,11 +113,15 @@ def grade(source: Source, policy: Policy, *, known: Survey | None = None) -> Ite
     >>> [(pair.chosen[0].content, pair.p) for each in grade(lambda: [row], Policy()) for pair in each.pairs]
     [('Fig.', 1.0)]
     """
-    known = known or survey(source, policy)
-    judges = {criterion: Judge(found, policy) for criterion, found in known.graded.items()}
+    judges = judges_of(known or survey(source, policy), policy)
     rows = iter(source())
     while block := list(itertools.islice(rows, AT_ONCE)):
-        yield from _block(block, policy, judges)
+        yield from grade_together(block, policy, judges)
+
+
+def judges_of(known: Survey, policy: Policy) -> dict[str, Judge]:
+    """What `grade_together` has to know of those who judged."""
+    return {criterion: Judge(found, policy) for criterion, found in known.graded.items()}
 
 
 def check_names(policy: Policy, known: Iterable[Survey]) -> None:
@@ -264,8 +268,11 @@ class Choice:
         return -self.margin, -self.p, -abs(self.gap)
 
 
-def _block(block: list[Candidates], policy: Policy, judges: dict[str, Judge]) -> Iterator[Graded]:
-    """Rows graded together, because Bradley and Terry's model is computed for many at once."""
+def grade_together(block: Sequence[Candidates], policy: Policy, judges: dict[str, Judge]) -> Iterator[Graded]:
+    """Some rows graded, as `grade` does, whatever rows stand beside them.
+
+    It takes several at once because Bradley and Terry's model is computed for many together.
+    """
     said = [views(row) for row in block]
     streams = [graded(found, policy, row=row) for found, row in zip(said, block, strict=True)]
     better = _better(streams, policy, judges)

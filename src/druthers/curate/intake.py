@@ -9,21 +9,21 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal, cast
+from typing import Literal
 
-from druthers import storage
+from druthers import processes, storage
 from druthers.blocks import BlockTokenizer
 from druthers.config import DataSettings, Settings
 from druthers.curate import pooling
 from druthers.curate.facts import form_of
 from druthers.curate.gold import Gold, read_gold
-from druthers.curate.grading import Survey, check_names, policy_of, survey
+from druthers.curate.grading import Survey, check_names, policy_of
 from druthers.curate.importers import INNER, OPINIONS, Form, Imported, Importer, reached, recognized, unrecognized
 from druthers.curate.importers.columns import Row
 from druthers.curate.ledger import Ledger, Shelf
 from druthers.curate.nearness import Hashes
 from druthers.curate.pooling import Pool, Tally
-from druthers.curate.reading import Job, Reader, imported, jobs, read
+from druthers.curate.reading import Read, Reader, imported, jobs, read
 from druthers.records import InputError, Message
 from druthers.storage import Line, Source, offer
 
@@ -80,7 +80,7 @@ class Desk:
         source = Source(by_form(source.train, data), by_form(source.heldout, data))
         if (path := self.settings.grade.gold) is not None:
             policy = policy_of(self.settings.grade)
-            self.gold = read_gold(path, policy, columns=data.columns, spool=self.spool)
+            self.gold = read_gold(path, policy, columns=data.columns)
         first = {path: first_of(path) for path in (*source.train, *source.heldout)}
         check_columns(data.columns, [line.row for rows in first.values() for line in rows])
         known = {
@@ -104,46 +104,53 @@ class Desk:
         for path, importer in sources:
             if importer.form not in OPINIONS:
                 workers = 1 if most else processes_for(path, self.workers)
-                self.put(jobs(path, most=most), self.reader(importer, shared), workers=workers)
+                reader = self.reader(importer, shared)
+                with contextlib.closing(read(jobs(path, most=most), reader, workers=workers)) as parts:
+                    self.put(parts)
         if spoken:
-            workers = max(processes_for(path, self.workers) for path, _ in spoken)
-            self.put(self.graded(side, spoken, most=most), self.reader(spoken[0][1], shared), workers=workers)
+            self.put_graded(side, spoken, self.reader(spoken[0][1], shared), most=most)
 
     def reader(self, importer: Importer, shared: Hashes) -> Reader:
         """What reads the rows of one form."""
         personal = self.settings.data.personal
         return Reader(importer, self.tokenizer, self.settings.seed, shared, personal, self.looked_at)
 
-    def put(self, work: Iterable[Job], reader: Reader, *, workers: int) -> None:
+    def put(self, parts: Iterable[Read]) -> None:
         """What is read goes to the shelf, what is refused into the books."""
-        with contextlib.closing(read(work, reader, workers=workers)) as parts:
-            for part in parts:
-                for refused in part.refusals:
-                    self.ledger.refuse(refused)
-                self.ledger.rows += part.rows
-                self.ledger.ignored.update(part.ignored)
-                self.ledger.joined += part.joined
-                self.ledger.days.update(part.days)
-                self.ledger.repaired += part.repaired
-                self.ledger.redacted.update(part.redacted)
-                self.shelf.add(part.name, part.lines, part.facts, part.groups, judged=part.judged)
-                self.tell(part.rows)
+        for part in parts:
+            for refused in part.refusals:
+                self.ledger.refuse(refused)
+            self.ledger.rows += part.rows
+            self.ledger.ignored.update(part.ignored)
+            self.ledger.joined += part.joined
+            self.ledger.days.update(part.days)
+            self.ledger.repaired += part.repaired
+            self.ledger.redacted.update(part.redacted)
+            self.shelf.add(part.name, part.lines, part.facts, part.groups, judged=part.judged)
+            self.tell(part.rows)
 
-    def graded(self, side: Side, sources: Sequence[tuple[str, Importer]], *, most: int | None) -> Iterator[Job]:
+    def put_graded(
+        self, side: Side, sources: Sequence[tuple[str, Importer]], reader: Reader, *, most: int | None
+    ) -> None:
         """The pairs that the opinions of some sources make."""
         policy, ledger = policy_of(self.settings.grade), self.ledger
-        with tempfile.TemporaryFile(dir=self.spool) as file:
+        workers = max(processes_for(path, self.workers) for path, _ in sources)
+        if workers > 1:
+            reader.tokenizer.writer.learn_usual()
+        with tempfile.TemporaryDirectory(dir=self.spool) as folder, processes.crew(workers) as crew:
             rows, refused = ledger.rows, sum(ledger.reasons.values())
-            into = cast(BinaryIO, file)
             found = pooling.pool(
-                sources, ledger, spool=self.spool, into=into, most=most, tell=self.tell, gold=self.gold
+                sources, ledger, crew=crew, folder=Path(folder), most=most, tell=self.tell, gold=self.gold
             )
             refused = sum(ledger.reasons.values()) - refused
             assert ledger.rows - rows == found.rows + refused, "a row was lost"
-            tally = Tally(policy, into=ledger.unpaired)
-            with found.placing():
-                known = survey(found.items, policy, seed=self.settings.seed)
-                yield from pooling.pairs(found, policy, known, tally, gold=self.gold)
+            known = pooling.surveyed(found, policy, crew=crew, seed=self.settings.seed)
+            tally = Tally(policy)
+            walk = pooling.graded(
+                found, policy, known, tally, crew=crew, reader=reader, unpaired=ledger.unpaired, gold=self.gold
+            )
+            with contextlib.closing(walk) as parts:
+                self.put(parts)
         self.judged.append(Judged(side, found, known, tally))
 
 

@@ -19,13 +19,23 @@ from druthers.curate.facts import Facts, facts, nothing
 from druthers.curate.importers import Imported, Importer, RowFault
 from druthers.curate.ledger import Refusal, number, refusal
 from druthers.curate.nearness import Hashes
-from druthers.curate.pooling import Made
 from druthers.curate.repair import kinds_in, redacted
 from druthers.records import InputError, Pair
 from druthers.storage import Line, Run, encode, parsed
 
 RUN = 4 << 20
 """Bytes of text that are read at once."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """Pairs that were made of opinions on some items of one file, each with its place, and the items that gave none."""
+
+    name: str
+    pairs: list[tuple[str, Pair]] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+
+
 Job = Run | Made | InputError
 """Rows to be read, pairs that were made of opinions, or the fault of a file, which is raised in its turn."""
 

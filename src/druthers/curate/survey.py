@@ -167,38 +167,17 @@ class Columns:
         names = ("size", "row", "annotator", "side", "level", "gap")
         return Columns(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
+    def moved(self, rows: int, number_W: NDArray[np.int32]) -> Columns:
+        """The same of rows behind so many others, and with other numbers of the annotators."""
+        row, annotator = array("I"), array("i")
+        row.frombytes((np.frombuffer(self.row, dtype=np.uint32) + np.uint32(rows)).tobytes())
+        annotator.frombytes(number_W[np.frombuffer(self.annotator, dtype=np.int32)].tobytes())
+        return replace(self, row=row, annotator=annotator)
 
-def survey(source: Source, policy: Policy, *, seed: int = 0) -> Survey:
-    """One walk over the rows; `seed` draws the resamples behind the intervals of alpha.
-
-    Raises InputError for rows that the policy cannot be applied to.
-    """
-    names: dict[str, int] = {}
-    judged: dict[str, Columns] = {}
-    made: dict[str, Columns] = {}
-    as_judged: set[str] = set()
-    tally = Conflicts()
-    rows = 0
-    for row in source():
-        said = views(row)
-        streams = graded(said, policy, row=row)
-        for criterion, found in said.items():
-            judged.setdefault(criterion, Columns()).add(rows, found, names, least_gap=policy.least_gap)
-        for criterion, found in streams.items():
-            if policy.as_judged and found is said.get(criterion):
-                as_judged.add(criterion)
-            else:
-                made.setdefault(criterion, Columns()).add(rows, found, names, least_gap=policy.least_gap)
-        if len(said) > 1:
-            tally.add(said, said.get("") or streams.get("", []), least_gap=policy.least_gap)
-        rows += 1
-    tables = made | {c: judged[c].extend(made[c]) for c in as_judged & made.keys()}
-    name = sorted(names)
-    place = {annotator: i for i, annotator in enumerate(name)}
-    number_W = np.array([place[annotator] for annotator in names], dtype=np.int32)
-    known = {c: agreement(c, found, name, number_W, seed=seed) for c, found in sorted(judged.items())}
-    new = {c: agreement(c, found, name, number_W, seed=seed) for c, found in sorted(tables.items())}
-    return Survey(policy, rows, known, {c: known[c] for c in sorted(as_judged)} | new, tally.rates())
+    def take(self, other: Columns) -> None:
+        """Put the others behind these."""
+        for name in ("size", "row", "annotator", "side", "level", "gap"):
+            getattr(self, name).extend(getattr(other, name))
 
 
 class Conflicts:
@@ -230,6 +209,71 @@ def lean(made: list[Vote]) -> int:
     """The side that most votes take, 0 where they are even."""
     total = sum(vote.side for vote in made)
     return (total > 0) - (total < 0)
+
+
+@dataclass
+class Heard:
+    """What was said of some rows, as numbers: by criterion as it was judged and as it becomes pairs (`made`).
+
+    `as_judged` are the criteria of which both are the same. Annotators are numbers, in the order in which they came.
+    """
+
+    policy: Policy
+    rows: int = 0
+    names: dict[str, int] = field(default_factory=dict)
+    judged: dict[str, Columns] = field(default_factory=dict)
+    made: dict[str, Columns] = field(default_factory=dict)
+    as_judged: set[str] = field(default_factory=set)
+    conflicts: Conflicts = field(default_factory=Conflicts)
+
+    def add(self, row: Candidates) -> None:
+        """One more row; raises Misfit where the policy cannot be applied to it."""
+        said = views(row)
+        streams = graded(said, self.policy, row=row)
+        least_gap = self.policy.least_gap
+        for criterion, found in said.items():
+            self.judged.setdefault(criterion, Columns()).add(self.rows, found, self.names, least_gap=least_gap)
+        for criterion, found in streams.items():
+            if self.policy.as_judged and found is said.get(criterion):
+                self.as_judged.add(criterion)
+            else:
+                self.made.setdefault(criterion, Columns()).add(self.rows, found, self.names, least_gap=least_gap)
+        if len(said) > 1:
+            self.conflicts.add(said, said.get("") or streams.get("", []), least_gap=least_gap)
+        self.rows += 1
+
+    def take(self, other: Heard) -> None:
+        """What was said of the rows behind these."""
+        number_W = np.array([self.names.setdefault(name, len(self.names)) for name in other.names], dtype=np.int32)
+        for mine, theirs in ((self.judged, other.judged), (self.made, other.made)):
+            for criterion, columns in theirs.items():
+                mine.setdefault(criterion, Columns()).take(columns.moved(self.rows, number_W))
+        self.as_judged |= other.as_judged
+        self.conflicts.met.update(other.conflicts.met)
+        self.conflicts.against.update(other.conflicts.against)
+        self.rows += other.rows
+
+    def survey(self, *, seed: int) -> Survey:
+        """What is learned from all of it; `seed` draws the resamples behind the intervals of alpha."""
+        tables = self.made | {c: self.judged[c].extend(self.made[c]) for c in self.as_judged & self.made.keys()}
+        name = sorted(self.names)
+        place = {annotator: i for i, annotator in enumerate(name)}
+        number_W = np.array([place[annotator] for annotator in self.names], dtype=np.int32)
+        known = {c: agreement(c, one, name, number_W, seed=seed) for c, one in sorted(self.judged.items())}
+        new = {c: agreement(c, one, name, number_W, seed=seed) for c, one in sorted(tables.items())}
+        found = {c: known[c] for c in sorted(self.as_judged)} | new
+        return Survey(self.policy, self.rows, known, found, self.conflicts.rates())
+
+
+def survey(source: Source, policy: Policy, *, seed: int = 0) -> Survey:
+    """One walk over the rows; `seed` draws the resamples behind the intervals of alpha.
+
+    Raises InputError for rows that the policy cannot be applied to.
+    """
+    heard = Heard(policy)
+    for row in source():
+        heard.add(row)
+    return heard.survey(seed=seed)
 
 
 # ---------------------------------------------------------------- one criterion

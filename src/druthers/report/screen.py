@@ -19,6 +19,7 @@ WIDTH, NARROWEST, WIDEST = 96, 40, 120
 """Columns of a screen, and the fewest and most that are used of a terminal."""
 MOST = 39
 LABEL = 10
+MOST_COLUMNS = 8
 LONGEST = 3
 """Lines of one sentence."""
 KEPT = "\u00a0"
@@ -166,8 +167,18 @@ def done(summary: Mapping[str, Any]) -> list[str]:
         *([f"{wording.counted(cut, 'response')} cut to data.max_response in training"] if cut else []),
         *([f"personal data redacted in {wording.counted(redacted, 'pair')}"] if redacted else []),
         *([f"{wording.counted(joined, 'row')} had turns of one speaker joined"] if joined else []),
-        *([f"columns left aside: {', '.join(left)}"] if left else []),
+        *([f"columns left aside: {named(list(left))}"] if left else []),
     ]
+
+
+def named(columns: list[str]) -> str:
+    """Some columns, and how many others there are.
+
+    >>> named(["id", "date"]), named([f"c{i}" for i in range(10_000)])
+    ('id, date', 'c0, c1, c2, c3, c4, c5, c6, c7 and 9,992 more')
+    """
+    more = len(columns) - MOST_COLUMNS
+    return ", ".join(columns[:MOST_COLUMNS]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def enough(quality: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -214,11 +215,17 @@ def spread(row: Row, stems: Sequence[str]) -> list[tuple[str, object]]:
     >>> spread({"answer_2": "No.", "answer_1": "Yes.", "p": 1}, ("answer",))
     [('answer_1', 'Yes.'), ('answer_2', 'No.')]
     """
+    return [(name, row[name]) for name in _family(tuple(row), tuple(stems))]
+
+
+@functools.lru_cache(1 << 10)
+def _family(names: tuple[str, ...], stems: tuple[str, ...]) -> tuple[str, ...]:
+    """The columns of one family; the rows of a source have the same names again and again."""
     for stem in stems:
-        places = [(found[1], name) for name in row if (found := member(name, (stem,)))]
+        places = [(found[1], name) for name in names if (found := member(name, (stem,)))]
         if len(places) > 1:
-            return [(name, row[name]) for _, name in sorted(places)]
-    return []
+            return tuple(name for _, name in sorted(places))
+    return ()
 
 
 def answers(row: Row, *, least: int = 2) -> list[Said]:
