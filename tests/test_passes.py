@@ -131,7 +131,7 @@ def test_a_step_is_that_of_plain_autograd_however_it_is_cut(name: str) -> None:
         assert torch.allclose(scored.loss_P, wanted_B, atol=10 * error, rtol=max(1e-7, error)), (rung, budget)
         assert found.keys() == wanted.keys()
         for key, grad in wanted.items():
-            assert torch.allclose(found[key], grad, atol=error, rtol=error), (rung, budget, key)
+            assert torch.allclose(found[key], grad, atol=error * max(1, grad.abs().max()), rtol=error), (rung, key)
 
 
 @pytest.mark.parametrize("name", BOUND)
