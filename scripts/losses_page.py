@@ -334,8 +334,9 @@ COMPAT = """
 A loss that depends on other pairs of its step (bco, aot, aot-unpaired, beta-dpo, drdpo, sums of them) is computed once
 on the scores of the whole step; a second pass brings its gradient by those scores to the weights. That costs about a
 third more and makes the result the same however the step is cut, over micro-batches and over ranks
-(`tests/test_passes.py` holds every loss to plain autograd on the whole step). tdpo1 and tdpo2 compare whole distributions
-with the reference's, so they need it in memory: `train.reference=auto` takes the adapter switched off, or a copy.
+(`tests/test_passes.py` holds every loss to plain autograd on the whole step). tdpo1 and tdpo2 compare whole
+distributions with the reference's, so they need it in memory: `train.reference=auto` takes the adapter switched off, or
+a copy.
 
 Not trained yet: kto, bco-unpaired and apo-zero-unpaired, which learn from single answers, and samp, which draws tokens.
 Their functions and settings are here, and a run with one of them is refused.
