@@ -63,6 +63,18 @@ def total(summary: CurateSummary) -> int:
 # ---------------------------------------------------------------- the way through
 
 
+def test_rows_to_be_put_back_are_read_before_all_others(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.jsonl: no such file"):
+        run(tmp_path / "not-read-either.jsonl", tmp_path / "out", keep=str(tmp_path / "none.jsonl"))
+
+
+def test_what_nobody_judged_is_refused_with_what_would_judge_it(tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "Name a fruit."}]
+    rows = [{"prompt": talk, "responses": [{"content": "Plum."}, {"content": "Fig."}]}]
+    with pytest.raises(InputError, match=r"1 unjudged; .*no pair is left for train; have the responses judged"):
+        run(put(tmp_path / "candidates.jsonl", rows), tmp_path / "out")
+
+
 def test_rows_become_two_sides_with_books(tmp_path: Path) -> None:
     path = put(tmp_path / "a.jsonl", [row(i, margin=i % 2, id=i) for i in range(200)])
     out = tmp_path / "data"
@@ -410,7 +422,7 @@ def test_no_row_is_lost_whatever_stands_in_the_file(
     path = put(tmp_path / "a.jsonl", rows)
     summary = attempt(path, out, bad_rows="drop", heldout_share=0.3, seed=seed, limit=limit)
     if isinstance(summary, str):
-        assert "usable prompt" in summary
+        assert "usable prompt" in summary or "no pair is left" in summary
         return
     assert summary.rows == len(rows) == total(summary)
     assert summary.rejected == Counter(line["reason"] for line in lines(out / "rejected.jsonl"))

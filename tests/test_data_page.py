@@ -182,7 +182,11 @@ def test_the_page_is_accessible(tmp_path: Path) -> None:
     page = page_of(write_data(tmp_path, quality_of(*STATES, twice, **more)))
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
-    assert {(attrs["href"] or "")[1:] for attrs in page.all("a")} <= set(ids)
+    links = {attrs["href"] or "" for attrs in page.all("a")}
+    assert {link[1:] for link in links if link.startswith("#")} <= set(ids)
+    files = {link for link in links if not link.startswith("#")}
+    assert files
+    assert all((tmp_path / link).is_file() for link in files)
     assert all(s.get("role") == "img" and s.get("aria-label") for s in page.all("svg") if s.get("class") != "box")
     assert len(page.all("h1")) == 1
     assert page.all("html") == [{"lang": "en"}]
@@ -366,7 +370,61 @@ def test_a_card_names_each_of_several_sources_and_no_password(tmp_path: Path) ->
     assert not re.search("secret|key=1", page)
 
 
+def test_an_area_is_told_so_that_its_limits_compare_and_one_is_one(tmp_path: Path) -> None:
+    area = finding("D5.shortcut", Interval(0.96, 0.91, 0.98, 9), "Told.", unit="AUC", limits=Limits(warn=0.65))
+    gap = finding("D13.cut", Interval(0.0, -2.2, 2.2, 9), "Cut.", unit="points", limits=Limits(warn=1.0))
+    page = page_of(write_data(tmp_path, quality_of(area, gap)))
+    for words in ("0.96 AUC", "0.91 to 0.98", "0.0 points", "warns above 1 point"):
+        assert words in page.text
+    assert "1 points" not in page.text
+
+
+def test_a_question_with_several_answers_is_asked_once_and_no_answer_is_left_out(tmp_path: Path) -> None:
+    advice = [{"question": f"Q{i // 3}?", "answer": f"Answer {i}.", "rule": f"R{i}"} for i in range(18)]
+    page = page_of(write_data(tmp_path, quality_of(*STATES, advice=advice)))
+    assert [page.text.count(f"Q{i}?") for i in range(6)] == [1] * 6
+    assert all(f"Answer {i}." in page.text for i in range(18))
+
+
+def test_what_people_said_of_prompts_is_counted_in_prompts(tmp_path: Path) -> None:
+    made = {"items": 9, "unmade": 3, "comparisons": 9, "pairs": 6, "reasons": {"tie": 1}, "policy": "1"}
+    run = write_data(tmp_path, quality_of(*STATES), graded=made, rejected={"tie": 1, "both_bad": 2, "malformed": 1})
+    page = page_of(run)
+    for words in ("1 prompt,", "2 prompts,", "1 row,", "4 rows and prompts"):
+        assert words in page.text
+    said = " ".join(line.text for line in data_lines(run, page=run / "data.html"))
+    assert "4 rows and prompts set aside" in said
+    assert "2 prompts to ask again in data/collect.jsonl" in said
+
+
+def test_texts_of_any_script_stand_in_their_own_direction(tmp_path: Path) -> None:
+    run = write_data(tmp_path, quality_of(*STATES))
+    page = page_of(run)
+    assert {attrs.get("dir") for attrs in page.all("dd") if attrs.get("class") == "said"} == {"auto"}
+
+
 # ---------------------------------------------------------------- the screen
+
+
+def test_the_screen_says_one_thing_once(tmp_path: Path) -> None:
+    both = [
+        finding("D3.alpha", Interval(value, 0.0, 0.1, 100), "By 'tone'.", limits=BELOW, about=about, action="Sharpen.")
+        for value, about in (
+            (0.05, {"criterion": "tone", "metric": "nominal"}),
+            (0.06, {"criterion": "tone", "metric": "ordinal"}),
+        )
+    ]
+    summary = SUMMARY | {"rows": 1, "train": 1, "rejected": {"leak": 1}, "longer_chosen": 1.0}
+    said = [line.text for line in lines(summary, quality_of(*both), width=80)]
+    assert said[0].endswith("1 row, read as trl")
+    assert said[1] == "1 pair to train on, 2 held out; chosen is the longer one in 100.0 %"
+    assert [text for text in said if "By 'tone'" in text] == [
+        "✕ fail  Agreement: Krippendorff's α (metric nominal): By 'tone'."
+    ]
+    assert "1 more warning or failure" in said
+    assert "1 row set aside in data/rejected.jsonl: prompt is held out too 1" in said
+    assert [text for text in said if text.startswith("1. ")] == ["1. Krippendorff's α: Sharpen."]
+    assert all(line.text.isprintable() and len(line.text) <= 30 for line in lines(summary, {}, width=40)[:-1])
 
 
 def test_the_screen_says_what_is_wrong_and_what_to_do(tmp_path: Path) -> None:
@@ -377,7 +435,7 @@ def test_the_screen_says_what_is_wrong_and_what_to_do(tmp_path: Path) -> None:
         "10 rows, read as trl",
         "✕ fail",
         "Two leak.",
-        "2 prompt is held out too",
+        "prompt is held out too 2",
         "No: 90 more.",
         "Remove them.",
     ):

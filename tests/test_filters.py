@@ -152,7 +152,7 @@ def test_whatever_is_added_behind_them_no_prompt_changes_its_side(seed: int, bef
     assert {prompt: whole[prompt] for prompt in first} == first
 
 
-@given(st.lists(st.lists(st.integers(0, 2), min_size=6, max_size=6), max_size=25), st.integers(0, 25))
+@given(st.lists(st.lists(st.integers(0, 1), min_size=6, max_size=6), min_size=4, max_size=25), st.integers(2, 25))
 def test_texts_that_come_later_take_no_candidates_away(rows: list[list[int]], cut: int) -> None:
     signature_NK = np.array(rows, dtype=np.uint32).reshape(-1, 6)
     whole = {tuple(two) for two in candidates(signature_NK, least=0.3).tolist()}

@@ -237,3 +237,9 @@ def test_a_name_that_is_a_cell_or_damage_is_not_repeated_whole() -> None:
     with pytest.raises(RowFault, match=r"^k{60}…: unknown column of 1,000,000 characters; if it is a table") as told:
         read_pair({"prompt": "Q", "chosen": "A", "rejected": "B", "k" * 1_000_000: 1}, "trl")
     assert len(str(told.value)) < 200
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\0b"])
+def test_a_column_without_a_name_to_set_is_not_said_to_be_set_aside(name: str) -> None:
+    with pytest.raises(RowFault, match="is no name of a column; name it, or take it out of the row"):
+        read_pair({"prompt": "q", "chosen": "a", "rejected": "b", name: 1}, "trl")

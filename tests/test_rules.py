@@ -28,24 +28,36 @@ def votes() -> Iterator[dict[str, Any]]:
             yield both | {"winner": winner, "annotator": who, "model_a": "m1", "model_b": "m2", "date": "2026-01-05"}
 
 
+def circles() -> Iterator[dict[str, Any]]:
+    """Three answers to a question, each better than the next."""
+    for i in range(60):
+        told = [f"{name} {i}, said in so many words." for name in ("Plum", "Carrot", "Bread")]
+        for at in range(3):
+            yield {"prompt": f"Name food {i}.", "chosen": told[at], "rejected": told[(at + 1) % 3]}
+
+
 @pytest.fixture(scope="module")
 def written(place: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Finding]:
-    """The findings of two runs: one of votes with gold items, and one of pairs that is inspected with a rubric."""
+    """The findings of three runs: of votes with gold, of circles, and of pairs that are inspected with a rubric."""
     folder = tmp_path_factory.mktemp("rules")
     jsonl(folder / "votes.jsonl", votes())
+    jsonl(folder / "circles.jsonl", circles())
     gold = [one for one in votes() if one["annotator"] == "ann" and one["winner"] == "a"][:30]
     jsonl(folder / "gold.jsonl", gold)
     jsonl(folder / "production.jsonl", prompts(150, new=30))
     model, known = ("--model", place / "model", *SMALL), f"grade.gold={folder}/gold.jsonl"
     calls = [
         ("curate", "--data", folder / "votes.jsonl", "--run", folder / "votes", *model, known),
+        ("curate", "--data", folder / "circles.jsonl", "--run", folder / "circles", *model),
         ("curate", "--data", place / "pairs.jsonl", "--run", folder / "pairs", *model, "evaluate.rubric=brand-voice"),
         ("inspect", folder / "pairs", "--prompts", folder / "production.jsonl", *QUICK),
     ]
     for call in calls:
         called = druthers(*call, "--json")
         assert called.code == 0, called.err
-    told = [json.loads((folder / name / "data/quality.json").read_text("utf-8")) for name in ("votes", "pairs")]
+    told = [
+        json.loads((folder / name / "data/quality.json").read_text("utf-8")) for name in ("votes", "circles", "pairs")
+    ]
     return [Finding.model_validate(one) for each in told for one in each["findings"]]
 
 

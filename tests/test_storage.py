@@ -144,7 +144,6 @@ def test_a_bad_row_of_a_table_is_a_fault_of_its_own_line_and_reading_goes_on(tmp
         (b'a,"b\n1,2\n', ":1: the header holds a quote that is never closed"),
         ("a,é\n1,2\n".encode("latin-1"), ":1: is not UTF-8"),
         (b"a,b\r1,2\r3,4\r", ":1: the header holds a line that ends in a bare carriage return, as on old Macs; save"),
-        (b"PAR1\x15\x04\r\x15,\n", "is a Parquet file under another name; name it .parquet"),
     ],
 )
 def test_a_table_without_a_sound_header_or_rows_is_a_bad_file(tmp_path: Path, data: bytes, sentence: str) -> None:
@@ -256,9 +255,11 @@ def test_http_addresses_are_read_and_their_secrets_not_shown(tmp_path: Path, ser
         ("a.json", b"[]", "is empty; give at least one row"),
         ("a.jsonl", b'{"a": 1}\n{"a": \n', ":2: is not JSON: expecting value at column 6"),
         ("a.jsonl", b'{"a": 1}\nnull\n', ":2: is not a JSON object but None; write one {…} a line"),
-        ("a.jsonl", b"[1, 2]\n", ":1: is not a JSON object but [1, 2]; write one {…} a line"),
+        ("a.jsonl", b"[1, 2]\n[3]\n", ":1: is not a JSON object but [1, 2]; write one {…} a line"),
+        ("a.jsonl", b"[1, 2]\n", ":1: is not a JSON object but 1; write one {…} for each row"),
+        ("a.jsonl", b'{\n "a": 1\n}\n', ":1: is not JSON: its object does not end on this line; write one a line"),
         ("a.jsonl", b'{"a": "\xff"}\n', ":1: is not UTF-8 (byte 8 of the line); save the file as UTF-8"),
-        ("a.jsonl", '{"a": 1}\n'.encode("utf-16"), ":1: is not UTF-8 (byte 1 of the line); save the file as UTF-8"),
+        ("a.jsonl", '{"a": 1}\n'.encode("utf-16"), ": is UTF-16, as Excel's Unicode text is; save the file as UTF-8"),
         (
             "a.jsonl",
             b'{"a": 1, "b": {"c": 1, "c": 2}}',
@@ -282,8 +283,12 @@ def test_http_addresses_are_read_and_their_secrets_not_shown(tmp_path: Path, ser
         ("a.jsonl.zst", b"plain text", ":1: cannot be read: "),
         ("a.parquet", b"plain text, not Parquet", ": is not readable Parquet: "),
         ("a.parquet", b"", ": is not readable Parquet: "),
-        ("a.xlsx", b"a,b\n", ": unknown kind of file; use .jsonl, .ndjson, .manifest, .json, .parquet, .csv, .tsv"),
-        ("a.parquet.gz", b"", ": unknown kind of file"),
+        ("a.xlsx", b"PK\x03\x04\x14", ": is a zip archive or an Excel file; unpack it, or save the sheet as CSV"),
+        ("a.yaml", b"- a: 1\n", ": is of an unknown kind, it begins with '- a: 1'; give JSON lines, a JSON array, CSV"),
+        ("a", b"\x00\x01\xff", ": is of an unknown kind, it begins with bytes of no text; give JSON lines"),
+        ("a.jsonl", b"<!DOCTYPE html>\n", ": is a web page or XML; download the file itself"),
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\n", ": is a pointer of Git LFS and not the file"),
+        ("a.parquet.gz", b"", ": is empty; give at least one row"),
     ],
 )
 def test_bad_files_are_named_with_line_and_reason(tmp_path: Path, name: str, data: bytes, sentence: str) -> None:
@@ -357,12 +362,84 @@ def test_parquet_with_text_that_is_not_utf8_has_one_bad_row(tmp_path: Path) -> N
     assert fault(tmp_path / "a.parquet").startswith(f"{tmp_path / 'a.parquet'}:2: text: is not UTF-8")
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz"])
-def test_parquet_under_another_name_is_said(tmp_path: Path, name: str) -> None:
-    pq.write_table(pa.table({"a": [1]}), tmp_path / "a.parquet")
-    data = (tmp_path / "a.parquet").read_bytes()
-    path = put(tmp_path / name, gzip.compress(data) if name.endswith(".gz") else data)
-    assert fault(path) == f"{path}: is a Parquet file under another name; name it .parquet"
+@pytest.mark.parametrize("name", ["a", "a.jsonl", "a.json", "a.csv", "a.gz"])
+def test_parquet_is_read_under_any_name_and_not_packed_once_more(tmp_path: Path, name: str) -> None:
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "x.parquet")
+    data = (tmp_path / "x.parquet").read_bytes()
+    assert found(put(tmp_path / name, data)) == [{"a": 1}]
+    assert storage.count(str(tmp_path / name)) == 1
+    path = put(tmp_path / name, gzip.compress(data))
+    assert fault(path).startswith(f"{path}: is a Parquet file packed once more; unpack it first")
+
+
+ARRAY = json.dumps(ROWS).encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a", JSONL),
+        ("a.txt", JSONL),
+        ("a.csv", JSONL),
+        ("a.parquet", JSONL),
+        ("a.jsonl.gz", JSONL),
+        ("a", gzip.compress(JSONL)),
+        ("a.jsonl", gzip.compress(JSONL)),
+        ("a.jsonl.gz", zstd(JSONL)),
+        ("a", zstd(JSONL)),
+        ("a.jsonl", ARRAY),
+        ("a.jsonl", json.dumps(ROWS, indent=2).encode()),
+        ("a.txt", b"\n " + ARRAY),
+        ("a.csv", ARRAY),
+        ("a", gzip.compress(ARRAY)),
+    ],
+)
+def test_how_a_file_begins_says_more_than_its_name(tmp_path: Path, name: str, data: bytes) -> None:
+    path = put(tmp_path / name, data)
+    assert found(path) == ROWS
+    assert [line.row for run in storage.runs(str(path), size=1) for line in storage.parsed(run)] == ROWS
+    assert storage.count(str(path)) in (0, len(ROWS))
+
+
+BARS = TABLE.replace("a,text", "a|text").replace("1,", "1|").replace("2,", "2|").encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.csv", BARS),
+        ("a.csv", b"sep=|\r\n" + BARS),
+        ("a.txt", BARS),
+        ("a", TABLE.encode("utf-8-sig")),
+        ("a.jsonl", TABLE.encode()),
+        ("a.tsv", TABLE.encode()),
+        ("a.txt", TABLE.replace("a,text", "a\ttext").replace("1,", "1\t").replace("2,", "2\t").encode()),
+        ("a", gzip.compress(TABLE.encode())),
+    ],
+)
+def test_a_table_is_read_under_any_name_and_with_any_usual_mark(tmp_path: Path, name: str, data: bytes) -> None:
+    assert [line.row for line in storage.lines(str(put(tmp_path / name, data)))] == CELLS
+
+
+def test_lines_that_are_no_table_are_not_taken_for_one(tmp_path: Path) -> None:
+    assert "begins with 'Plums, and figs'" in fault(put(tmp_path / "a.txt", b"Plums, and figs\nFigs\n"))
+    assert "begins with 'Plums'" in fault(put(tmp_path / "b.txt", b"Plums\nFigs\n"))
+    assert ":1: is not JSON" in fault(put(tmp_path / "a.jsonl", b'made, by x\non, monday\n{"a": 1}\n'))
+
+
+def test_what_is_read_only_once_is_refused_before_anything_is_lost(tmp_path: Path) -> None:
+    pipe = tmp_path / "rows.jsonl"
+    os.mkfifo(pipe)
+    assert fault(pipe).startswith(f"{pipe}: is no file but a pipe or a device, which is read only once")
+
+
+def test_a_folder_without_rows_says_what_is_in_it(tmp_path: Path) -> None:
+    put(tmp_path / "a.txt", JSONL)
+    (tmp_path / "data").mkdir()
+    assert fault(tmp_path).endswith(" but a.txt, data; name the file or the folder inside it that has the rows")
+    put(tmp_path / "data-00000-of-00001.arrow", b"")
+    put(tmp_path / "state.json", b"{}")
+    assert "holds an Arrow data set, as save_to_disk writes it; write it as Parquet" in fault(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -391,6 +468,28 @@ def test_what_a_killed_process_left_is_swept_files_and_folders(tmp_path: Path) -
     assert {path.name for path in tmp_path.iterdir()} == {".young.1-2.tmp", ".young.txt.1-2.tmp", ".theirs.tmp"}
 
 
+def test_a_folder_that_is_taken_away_is_one_sentence(tmp_path: Path) -> None:
+    def work(*, gone: bool) -> None:
+        with storage.scratch(tmp_path / "run") as folder:
+            if gone:
+                (tmp_path / "run").rename(tmp_path / "elsewhere")
+            (folder / "none").read_bytes()
+
+    with pytest.raises(FileNotFoundError):
+        work(gone=False)
+    with pytest.raises(InputError, match=r"/run: was moved or deleted while it was written to; run again"):
+        work(gone=True)
+
+
+def test_what_is_read_is_not_replaced(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.jsonl", JSONL)
+    (tmp_path / "b.jsonl").symlink_to(path)
+    storage.check_apart(str(path), tmp_path / "c.jsonl")
+    for out in (path, tmp_path / "b.jsonl"):
+        with pytest.raises(InputError, match="would replace what is read; name another file"):
+            storage.check_apart(str(tmp_path), out)
+
+
 def test_lines_go_on_behind_a_bad_line(tmp_path: Path) -> None:
     path = put(tmp_path / "a.jsonl", b'{"a": 1}\noops \xff\n{"a": 2}\n')
     lines = list(storage.lines(str(path)))
@@ -402,6 +501,7 @@ PAIR = Pair(prompt=user("Q"), chosen=assistant("yes"), rejected=assistant("no"))
 CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"chosne": 1}, "chosne: unknown field; did you mean 'chosen'?"),
     ({"zzz": 1}, "zzz: unknown field; known are id, prompt, chosen, rejected"),
+    ({"chosne": 1, "winner": "a", "b": 1}, "chosne: unknown field, as winner and b; known are id, prompt, chosen"),
     ({"prompt": [{"role": "user", "content": "Q", "nme": "x"}]}, "prompt.0.nme: unknown field; did you mean 'name'?"),
     ({"prompt": [{"role": "user"}]}, "prompt.0.content: missing field; every line needs it"),
     ({"prompt": []}, "prompt: tuple should have at least 1 item"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -190,7 +191,7 @@ def show(result: dict[str, Any], *, as_json: bool, table: Callable[[dict[str, An
 
 def facts(result: dict[str, Any]) -> Table:
     """Name and value of every entry."""
-    table = Table(show_header=False, box=None, pad_edge=False)
+    table = Table(Column(no_wrap=True), Column(overflow="fold"), show_header=False, box=None, pad_edge=False)
     for name, value in result.items():
         table.add_row(
             f"[dim]{escape(name)}[/]",
@@ -308,7 +309,7 @@ def curate(
     from druthers.run import open_run
 
     with open_run(settings) as opened:
-        found = pipeline.curate_stage(opened, settings, screen=bars)
+        found = pipeline.curate_stage(opened, settings, screen=bars, told=as_json)
         write_data_page(opened.folder)
     show({"run": settings.run, **found}, as_json=as_json, table=data_screen)
     stop_at(gate, Path(settings.run))
@@ -545,7 +546,7 @@ def sample(
     *,
     prompts: Annotated[
         str,
-        typer.Argument(help='Prompts, a JSON object a line: {"prompt": [{"role": "user", "content": "…"}]}; or pairs.'),
+        typer.Argument(help='Prompts, one a line: {"prompt": "…"}, or messages in it, as in collect.jsonl; or pairs.'),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the candidates go (.jsonl, .jsonl.gz).")],
     model: Annotated[str, typer.Option("--model", "-m", help="A model folder or hub id.")] = "default",
@@ -581,7 +582,8 @@ def sample(
         reward=reward,
         screen=bars,
     )
-    show(found, as_json=as_json, table=facts)
+    then = f"have them judged, or druthers judge {shlex.quote(str(out))} --out PAIRS.jsonl --rubric RUBRIC.toml"
+    show(found, as_json=as_json, table=lambda result: facts(result | {"next": then}))
 
 
 @app.command()
@@ -616,7 +618,8 @@ def judge(
         length_cost=length_cost,
         screen=bars,
     )
-    show(found, as_json=as_json, table=facts)
+    then = f"druthers curate {shlex.quote(str(out))}, also beside other sources"
+    show(found, as_json=as_json, table=lambda result: facts(result | {"next": then}))
 
 
 @app.command()

@@ -99,8 +99,11 @@ def timed(run: Run, stage: str, *, since: float) -> None:
     run.update_summary({"seconds": {stage: round(time.monotonic() - since, 1)}})
 
 
-def curate_stage(run: Run, settings: Settings, *, screen: Screen) -> dict[str, Any]:
-    """data/ with both sides, what was refused, summary, quality and card; returns the summary."""
+def curate_stage(run: Run, settings: Settings, *, screen: Screen, told: bool = True) -> dict[str, Any]:
+    """data/ with both sides, what was refused, summary, quality and card; returns the summary.
+
+    What came out is `told` in a few lines, unless whoever calls shows it.
+    """
     if run.changed:
         screen.say(f"  changed since the last session: {'; '.join(run.changed)}")
     check_curated(run)
@@ -128,6 +131,14 @@ def curate_stage(run: Run, settings: Settings, *, screen: Screen) -> dict[str, A
     found = run.json(CURATED)
     rejected = sum(found["rejected"].values())
     run.update_summary({"pairs": {"train": found["train"], "heldout": found["heldout"], "rejected": rejected}})
+    if told:
+        tell_curated(found, settings, screen=screen)
+    return found
+
+
+def tell_curated(found: dict[str, Any], settings: Settings, *, screen: Screen) -> None:
+    """What came out of curation, in a few lines."""
+    rejected = sum(found["rejected"].values())
     screen.say(
         f"{found['train']:,} training pairs, {found['heldout']:,} held out, {rejected:,} set aside "
         f"({found['format']} rows from {storage.listed(settings.data.pairs)})"
@@ -141,7 +152,6 @@ def curate_stage(run: Run, settings: Settings, *, screen: Screen) -> dict[str, A
     if sum(found["cut"].values()):
         cut = f"{found['cut']['chosen']:,} chosen, {found['cut']['rejected']:,} rejected responses"
         screen.say(f"  cut to {settings.data.max_response} tokens: {cut}")
-    return found
 
 
 def inspect_stage(
@@ -666,6 +676,7 @@ def sample(
     from druthers.generation import transformers_generator
     from druthers.records import Candidate, Candidates
 
+    storage.check_apart(prompts, out)
     if (best_of > 1) != (reward is not None):
         raise InputError("--best-of N takes --reward, which says what is best, and --reward takes --best-of above 1")
     asked = list(islice(prompts_in(prompts), limit))
@@ -723,6 +734,7 @@ def judge(
     from druthers.judges import rate
     from druthers.records import Candidates
 
+    storage.check_apart(candidates, out)
     rules, without, prompts = load_rubric(rubric), 0, 0
     pairs: list[Pair] = []
     bar = screen.bar("prompts")

@@ -108,6 +108,11 @@ def user(text: str) -> tuple[Message, ...]:
     return (Message(role="user", content=text),)
 
 
+def spoken_to(prompt: object) -> object:
+    """A text as a user's turn, anything else as it is."""
+    return user(prompt) if isinstance(prompt, str) else prompt
+
+
 def assistant(text: str) -> tuple[Message, ...]:
     """A response of one assistant turn."""
     return (Message(role="assistant", content=text),)
@@ -220,13 +225,17 @@ class Pair(Record):
 class Prompt(Record):
     """A question without an answer: what `sample` reads and held-out evaluation asks.
 
-    `reason` says why it was queued for collection, where it was.
+    The prompt may be a text, which is a user's turn. `reason` says why it was queued for collection, where it was.
+
+    >>> Prompt.model_validate({"prompt": "Name a fruit."}).prompt[0].role
+    'user'
     """
 
     prompt: Messages
     group: str = ""
     reason: str = ""
 
+    _text = field_validator("prompt", mode="before")(spoken_to)
     _prompt = field_validator("prompt")(check_prompt)
 
     @property

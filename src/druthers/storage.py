@@ -34,14 +34,13 @@ from typing import IO, Any, BinaryIO, Protocol, TypeVar, cast, get_args
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
+from druthers.kinds import HEAD, JSON_LINES, KINDS, TABLES, Kind, kind_of, named
 from druthers.records import DEEPEST, InputError, Record, check_depth, first_line
-from druthers.tables import BOM, PARQUET, HeaderFault, Table
+from druthers.tables import BOM, HeaderFault, Table
 
 R = TypeVar("R", bound=Record)
-KINDS = (".jsonl", ".ndjson", ".manifest", ".json", ".parquet", ".csv", ".tsv")
-JSON_LINES = (".jsonl", ".ndjson", ".manifest")
-TABLES = (".csv", ".tsv")
 ROWS = 1000
 """Rows of other kinds of files in a run."""
 CHUNK = 4 << 20
@@ -51,7 +50,6 @@ LONGEST_OBJECT = 1 << 28
 LONGEST_TOKEN = 16
 """Characters within which the decoder tells that a text was cut, but for strings, of which it tells the start."""
 BLANK = re.compile(r"[ \t\r\n]*")
-PACKINGS = (".gz", ".zst")
 TEMPORARY = re.compile(r"\..+\.([1-9][0-9]*)-[0-9]+\.tmp")
 """What `replacing` calls a file that is not complete: the name it will have, process and thread."""
 QUIET, DAY = 600.0, 86_400.0
@@ -170,13 +168,15 @@ def runs(path: str, *, size: int) -> Generator[Run]:
     Raises InputError as `lines` does; `parsed` gives the lines of a run.
     """
     for file in files(path):
-        if _kind(file) in JSON_LINES:
-            yield from runs_of_lines(file, size=size)
-            continue
-        found, blank = _lines_of(file), True
-        while run := list(itertools.islice(found, ROWS)):
-            blank = False
-            yield run
+        blank = True
+        with _plain(file) as (kind, stream):
+            if kind.rows in JSON_LINES:
+                yield from _cut(file, stream, size=size)
+                continue
+            found = _rows_in(shown(file), kind, stream)
+            while run := list(itertools.islice(found, ROWS)):
+                blank = False
+                yield run
         if blank:
             raise InputError(f"{shown(file)}: is empty; give at least one row")
 
@@ -188,12 +188,16 @@ def parsed(run: Run) -> Iterator[Line]:
 
 def runs_of_lines(path: str | Path, *, size: int) -> Generator[Lines]:
     """A file of JSON lines in runs of whole lines of about `size` bytes; InputError where all are blank."""
-    name, number, blank = str(path), 1, True
-    with _reading(name), _open(name) as raw, _unpack(name, raw) as file:
-        while data := _whole_lines(file, size, name=name):
-            blank = blank and not data.removeprefix(BOM).strip()
-            yield Lines(shown(name), number, data)
-            number += data.count(b"\n")
+    with _plain(str(path)) as (_, file):
+        yield from _cut(str(path), file, size=size)
+
+
+def _cut(name: str, file: BinaryIO, *, size: int) -> Iterator[Lines]:
+    number, blank = 1, True
+    while data := _whole_lines(file, size, name=name):
+        blank = blank and not data.removeprefix(BOM).strip()
+        yield Lines(shown(name), number, data)
+        number += data.count(b"\n")
     if blank:
         raise InputError(f"{shown(name)}: is empty; give at least one row")
 
@@ -236,13 +240,21 @@ def explain(error: ValidationError, kind: type[BaseModel]) -> str:
     field = ".".join(str(part) for part in fault["loc"])
     prefix = f"{field}: " if field else ""
     if fault["type"] == "extra_forbidden":
-        return f"{prefix}unknown field{offer(str(fault['loc'][-1]), _fields_at(kind, fault['loc'][:-1]))}"
+        known = _fields_at(kind, fault["loc"][:-1])
+        if strange := [str(each["loc"][-1]) for each in faults[1:] if _beside(each, fault)]:
+            return f"{prefix}unknown field, as {' and '.join(strange[:2])}; known are {', '.join(known)}"
+        return f"{prefix}unknown field{offer(str(fault['loc'][-1]), known)}"
     if fault["type"] == "missing":
         return f"{prefix}missing field; every line needs it"
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":
         return prefix + message
     return f"{prefix}{message[0].lower()}{message[1:]}, but it is {_brief(fault['input'])}"
+
+
+def _beside(fault: ErrorDetails, other: ErrorDetails) -> bool:
+    """Whether two faults are unknown fields of one object."""
+    return fault["type"] == other["type"] and fault["loc"][:-1] == other["loc"][:-1]
 
 
 def offer(name: str, known: Iterable[str]) -> str:
@@ -257,15 +269,34 @@ def offer(name: str, known: Iterable[str]) -> str:
 
 
 def files(path: str) -> list[str]:
-    """The files a path names: itself, or the readable files of a folder in order of name."""
+    """The files a path names: itself, or the readable files of a folder in order of name.
+
+    Raises InputError for a folder without such files, and for what is read only once, as a pipe is.
+    """
     with _reading(path):
         names = _listing(path)
     if names is None:
+        if "://" not in path and os.path.exists(path) and not os.path.isfile(path):
+            raise InputError(f"{path}: is no file but a pipe or a device, which is read only once; write a file first")
         return [path]
-    readable = [name for name in sorted(names) if _kind(name) and not os.path.basename(name).startswith((".", "_"))]
+    there = sorted(name for name in names if not os.path.basename(name).startswith((".", "_")))
+    if any(name.endswith(".arrow") for name in there):
+        raise InputError(
+            f"{shown(path)}: holds an Arrow data set, as save_to_disk writes it; write it as Parquet, with "
+            "datasets.load_from_disk(...).to_parquet('rows.parquet')"
+        )
+    readable = [name for name in there if named(shown(name))]
     if not readable:
-        raise InputError(f"{shown(path)}: holds no {', '.join(KINDS)} file; give a file or a folder of such files")
+        raise InputError(f"{shown(path)}: holds no {', '.join(KINDS)} file{_instead(there)}")
     return readable
+
+
+def _instead(there: Sequence[str]) -> str:
+    """The remedy for a folder without files of rows, by what is there."""
+    if not there:
+        return "; give a file or a folder of such files"
+    some = ", ".join(os.path.basename(name) for name in there[:3]) + (", …" if len(there) > 3 else "")
+    return f" but {some}; name the file or the folder inside it that has the rows"
 
 
 Names = str | Sequence[str] | None
@@ -318,6 +349,14 @@ def packaged() -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(("_", ".")))
 
 
+def check_apart(source: str, out: str | Path) -> None:
+    """Raises InputError where a file that is to be written is among those that are read."""
+    if "://" in source or not os.path.exists(out):
+        return
+    if any(os.path.samefile(out, file) for file in files(source)):
+        raise InputError(f"{out}: would replace what is read; name another file")
+
+
 def count(path: str) -> int:
     """How many rows a local path holds, quickly, for progress bars; 0 where that is not known beforehand."""
     counts = [_count(file) for file in files(path)] if "://" not in path else [0]
@@ -325,14 +364,10 @@ def count(path: str) -> int:
 
 
 def _count(file: str) -> int:
-    kind = _kind(file)
-    if kind in TABLES:
-        return 0
-    with _reading(file), _open(file) as raw:
-        if kind == ".parquet":
-            return _parquet_count(raw)
-        with contextlib.suppress(*DAMAGE), _unpack(file, raw) as stream:
-            return 0 if kind == ".json" else _count_lines(stream)
+    with _plain(file) as (kind, stream), contextlib.suppress(*DAMAGE):
+        if kind.rows == ".parquet":
+            return _parquet_count(stream)
+        return _count_lines(stream) if kind.rows in JSON_LINES else 0
     return 0
 
 
@@ -405,29 +440,29 @@ def shown(path: str) -> str:
 
 
 def _lines_of(file: str) -> Generator[Line]:
-    kind = _kind(file)
+    with _plain(file) as (kind, stream):
+        yield from _rows_in(shown(file), kind, stream)
+
+
+@contextlib.contextmanager
+def _plain(file: str) -> Iterator[tuple[Kind, BinaryIO]]:
+    """The kind of a file and its plain bytes, of Parquet those of the file."""
     with _reading(file), _open(file) as raw:
-        if not kind:
-            raise InputError(
-                f"{shown(file)}: unknown kind of file; use {', '.join(KINDS)}, with .gz or .zst after all but .parquet"
-            )
-        if kind == ".parquet":
-            yield from _parquet(shown(file), raw)
+        kind = kind_of(shown(file), raw.read(HEAD))
+        raw.seek(0)
+        if kind.rows == ".parquet":
+            yield kind, raw
             return
-        with _unpack(file, raw) as stream:
-            if kind in TABLES:
-                yield from _table(shown(file), stream, tabs=kind == ".tsv")
-                return
-            array = kind == ".json" and _is_array(shown(file), stream)
-            yield from _array(shown(file), stream) if array else _json_lines(shown(file), stream)
+        with _unpack(shown(file), raw, kind.packing) as stream:
+            yield kind, stream
 
 
-def _kind(file: str) -> str:
-    name = shown(file).lower()
-    for packing in PACKINGS:
-        name = name.removesuffix(packing)
-    kind = next((kind for kind in KINDS if name.endswith(kind)), "")
-    return "" if kind == ".parquet" and name != shown(file).lower() else kind
+def _rows_in(name: str, kind: Kind, stream: BinaryIO) -> Iterator[Line]:
+    if kind.rows == ".parquet":
+        return _parquet(name, stream)
+    if kind.rows in TABLES:
+        return _table(name, stream, tabs=kind.rows == ".tsv")
+    return _array(name, stream) if kind.rows == ".json" else _json_lines(name, stream)
 
 
 def _json_lines(name: str, stream: BinaryIO, *, first: int = 1) -> Iterator[Line]:
@@ -435,17 +470,11 @@ def _json_lines(name: str, stream: BinaryIO, *, first: int = 1) -> Iterator[Line
     try:
         for number, data in enumerate(stream, first):
             if number == 1:
-                _refuse_parquet(name, data)
                 data = data.removeprefix(BOM)
             if data.strip():
                 yield _json_line(f"{name}:{number}", data)
     except DAMAGE as error:
         raise InputError(f"{name}:{number + 1}: {_damage(error)}") from None
-
-
-def _refuse_parquet(name: str, data: bytes) -> None:
-    if data.startswith(PARQUET):
-        raise InputError(f"{name}: is a Parquet file under another name; name it .parquet")
 
 
 def _damage(error: Exception) -> str:
@@ -459,7 +488,7 @@ def _json_line(where: str, data: bytes) -> Line:
     except UnicodeDecodeError as error:
         return _faulty(where, data, f"is not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8")
     except (ValueError, RecursionError) as error:
-        return _faulty(where, data, f"is not JSON: {_json_fault(error)}")
+        return _faulty(where, data, f"is not JSON: {_json_fault(error, data)}")
     if not isinstance(row, dict):
         return _faulty(where, data, f"is not a JSON object but {_brief(row)}; write one {{…}} a line")
     return Line(where, row)
@@ -469,8 +498,10 @@ def _faulty(where: str, data: bytes, fault: str) -> Line:
     return Line(where, {"line": data.decode("utf-8", "replace").rstrip("\r\n")}, fault)
 
 
-def _json_fault(error: ValueError | RecursionError) -> str:
+def _json_fault(error: ValueError | RecursionError, data: bytes = b"") -> str:
     if isinstance(error, json.JSONDecodeError):
+        if data.startswith(b"{") and data.rstrip().endswith((b"{", b"[", b",")):
+            return "its object does not end on this line; write one a line"
         return f"{error.msg[0].lower()}{error.msg[1:].removesuffix(' at')} at column {error.colno}"
     if isinstance(error, RecursionError):
         return "it is nested too deeply; write it flatter"
@@ -514,15 +545,6 @@ def _no_constant(name: str) -> object:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
-
-
-def _is_array(name: str, stream: BinaryIO) -> bool:
-    """Whether a .json file is one array, and not JSON lines; the stream stays where it is."""
-    try:
-        peeked = cast(io.BufferedReader, stream).peek(4096).removeprefix(BOM).lstrip()
-    except DAMAGE as error:
-        raise InputError(f"{name}: {_damage(error)}") from None
-    return peeked.startswith(b"[")
 
 
 @dataclass
@@ -606,7 +628,11 @@ def _array(name: str, stream: BinaryIO) -> Iterator[Line]:
             _check(row, said)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{where}: is not JSON: {_json_fault(error)}") from None
-        yield Line(where, row) if isinstance(row, dict) else _faulty(where, said.encode(), "is not a JSON object")
+        if isinstance(row, dict):
+            yield Line(where, row)
+        else:
+            why = f"is not a JSON object but {_brief(row)}; write one {{…}} for each row"
+            yield _faulty(where, said.encode(), why)
         mark = text.next()
         if mark == ",":
             text.move(text.at + 1)
@@ -744,15 +770,14 @@ def _download(url: str) -> BinaryIO:
         raise OSError(str(error)) from None
 
 
-def _unpack(path: str, raw: BinaryIO) -> BinaryIO:
-    """The plain bytes of a stream, by the suffix of its name."""
-    name = shown(path).lower()
-    if name.endswith(".gz"):
+def _unpack(name: str, raw: BinaryIO, packing: str) -> BinaryIO:
+    """The plain bytes of a stream."""
+    if packing == ".gz":
         return cast(BinaryIO, io.BufferedReader(gzip.GzipFile(fileobj=raw)))
-    if name.endswith(".zst"):
+    if packing == ".zst":
         import pyarrow as pa
 
-        _need_zstd(path)
+        _need_zstd(name)
         return cast(BinaryIO, io.BufferedReader(cast(Any, pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd"))))
     return cast(BinaryIO, io.BufferedReader(cast(Any, raw)))
 
@@ -770,7 +795,7 @@ def _listing(path: str) -> list[str] | None:
     """Names in a folder, or None when the path is a single file."""
     if "://" not in path:
         return [os.path.join(path, name) for name in os.listdir(path)] if os.path.isdir(path) else None
-    if path.startswith(("http://", "https://")) or _kind(path):
+    if path.startswith(("http://", "https://")) or named(path):
         return None
     import fsspec
 
@@ -864,13 +889,17 @@ def temporary(target: Path) -> Path:
 def scratch(folder: Path) -> Iterator[Path]:
     """A folder for temporary files inside another, gone when the block ends; `sweep` knows its name.
 
-    Raises InputError where it cannot be made.
+    Raises InputError where it cannot be made, and where somebody takes it away while the block works in it.
     """
     path = temporary(folder / SCRATCH)
     with _writing(str(path)):
         path.mkdir(parents=True, exist_ok=True)
     try:
         yield path
+    except FileNotFoundError:
+        if path.is_dir():
+            raise
+        raise InputError(f"{folder}: was moved or deleted while it was written to; run again") from None
     finally:
         shutil.rmtree(path, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""Tables as CSV and TSV (RFC 4180, also with semicolons): rows of texts under the names of their columns.
+"""Tables as CSV and TSV (RFC 4180, also with semicolons or bars): rows of texts under the names of their columns.
 
 Lines are counted as an editor counts them, and a bad row is a fault of its own line.
 """
@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import csv
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
 BOM = b"\xef\xbb\xbf"
 PARQUET = b"PAR1"
+MARKS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+"""What may stand between columns."""
 LONGEST_CELL = 1 << 24
 """Characters in a cell; one that is longer has a quote that is never closed."""
 
@@ -54,8 +57,9 @@ class Table:
         first = next((line for line in lines if line.strip()), None)
         if first is None:
             return
-        mark = "\t" if self.tabs else delimiter(first)
-        reader = csv.reader(itertools.chain([first], lines), delimiter=mark, strict=True)
+        told = re.fullmatch(r"sep=(.)\s*", first)  # as Excel writes it, and hides it
+        mark = told[1] if told else "\t" if self.tabs and "\t" in first else delimiter(first)
+        reader = csv.reader(lines if told else itertools.chain([first], lines), delimiter=mark, strict=True)
         header = self.header(reader)
         while True:
             start = self.given + 1
@@ -76,8 +80,6 @@ class Table:
         """The lines as texts, as the csv module wants them."""
         for data in self.stream:
             self.given += 1
-            if self.given == 1 and data.startswith(PARQUET):
-                raise HeaderFault("is a Parquet file under another name; name it .parquet")
             yield self.decoded(data.removeprefix(BOM) if self.given == 1 else data)
 
     def decoded(self, data: bytes) -> str:
@@ -110,12 +112,13 @@ class Table:
 
 
 def delimiter(header: str) -> str:
-    """What stands between the columns: a comma, or where there is none in the header, a semicolon or a tab.
+    """What stands between the columns: the mark that is met most outside quotes, a comma where there is none.
 
-    >>> delimiter("a,b;c"), delimiter("a;b"), delimiter("a")
-    (',', ';', ',')
+    >>> delimiter("a,b;c"), delimiter('a;"b,c,d";e'), delimiter("a|b"), delimiter("a")
+    (',', ';', '|', ',')
     """
-    return next((mark for mark in ",;\t" if mark in header), ",")
+    bare = re.sub(r'"[^"]*"', "", header)
+    return max(MARKS, key=bare.count)
 
 
 def table_fault(error: csv.Error) -> str:
@@ -129,5 +132,5 @@ def table_fault(error: csv.Error) -> str:
 
 def count_fault(cells: int, columns: int, mark: str) -> str:
     """A row that is longer or shorter than the header."""
-    named = {",": "commas", ";": "semicolons", "\t": "tabs"}[mark]
+    named = MARKS.get(mark, repr(mark))
     return f"has {cells} cells, but the header has {columns}; put cells that hold {named} or line breaks in quotes"

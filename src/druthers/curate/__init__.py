@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NoReturn, cast
 
 import numpy as np
 
@@ -132,6 +132,8 @@ def curate(
         )
         held, shared = desk.take(source)
         facts = shelf.facts()
+        if not len(facts):
+            _none_left("train", source.train, ledger)
         name = functools.partial(_name, source.train, ledger)
         gold = desk.gold.numbers if desk.gold else None
         before = binding(known, all_=held is None)
@@ -378,6 +380,13 @@ def _deal(sides: Sides, shelf: Shelf, files: dict[str, BinaryIO], *, weight_B: W
 
 
 REMEDIES = {
+    "unjudged": "have the responses judged, by people or with `druthers judge FILE --out PAIRS`",
+    "one_response": "give a second response to each prompt, as `druthers sample` makes them, and have both judged",
+    "no_opinion": "have the responses judged, by people or with `druthers judge FILE --out PAIRS`",
+    "tie": "keep ties with grade.ties=soft, or collect responses that differ more",
+    "below_gap": "lower grade.least_gap",
+    "both_bad": "have the prompts answered again",
+    "gate": "lower the gate in grade.gates",
     "small_margin": "lower data.least_margin (0 keeps every pair), or grade the pairs",
     "leak": "name held-out pairs of other prompts in data.heldout, or leave it out and a share is held out",
     "held_before": "give rows with other prompts, or leave data.held_before out",
@@ -403,9 +412,13 @@ def _point(seen: Inspection, facts: Facts, shelf: Shelf, folder: Path) -> None:
 def _check_filled(sides: Sides, source: Source, ledger: Ledger) -> None:
     for side, paths in (("train", source.train), ("heldout", source.heldout or source.train)):
         if not getattr(sides, side).any():
-            most = max(ledger.reasons, key=ledger.reasons.__getitem__, default="")
-            remedy = REMEDIES.get(most, "give more rows")
-            raise InputError(f"{_name(paths, ledger)}: no pair is left for {side}; {remedy}")
+            _none_left(side, paths, ledger)
+
+
+def _none_left(side: str, paths: Sequence[str], ledger: Ledger) -> NoReturn:
+    most = max(ledger.reasons, key=ledger.reasons.__getitem__, default="")
+    remedy = REMEDIES.get(most, "give more rows")
+    raise InputError(f"{_name(paths, ledger)}: no pair is left for {side}; {remedy}")
 
 
 def _name(paths: Sequence[str], ledger: Ledger) -> str:

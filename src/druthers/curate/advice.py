@@ -249,12 +249,12 @@ NAMES = {
     "D1.duplicate": "copies",
     "D2.contradiction": "contradictions",
     "D3.alpha": "agreement of several annotators",
-    "D3.noise": "wrong answers by what several annotators say",
+    "D3.noise": "noise by the answers of several annotators",
     "D4.length": "taste for length",
     "D4.markdown": "taste for format",
     "D4.refusal": "taste for refusals",
     "D5.shortcut": "shortcuts",
-    "D6.noise": "wrong labels by what the others are like",
+    "D6.noise": "noise by a model of the other pairs",
     "D7.effective": "as how many alike ones the pairs count",
     "D8.coverage": "coverage of what is asked in production",
     "D9.ches": "how alike the model sees both answers",
@@ -278,7 +278,10 @@ def stated(question: Question, rule: Rule, evidence: Evidence, facts: Mapping[st
     partly = question.exclusive or rule is question.unknown
     named = rule.needs if isinstance(rule.needs, tuple) else rule.needs(evidence)
     seen = tuple(name for name in named if evidence.knows(name))
-    reasons = [rule.because.format_map(facts), *(line for name in seen for line in said(name, evidence, facts))]
+    if rule in question.rules and any(evidence.bad(name) for name in seen if "." in name):
+        seen = tuple(name for name in seen if telling(name, evidence))
+    because = rule.because.format_map(facts).strip()
+    reasons = [because, *(line for name in seen for line in said(name, evidence, facts))]
     return Advice(
         question=question.text,
         answer=rule.answer.format_map(facts),
@@ -289,6 +292,11 @@ def stated(question: Question, rule: Rule, evidence: Evidence, facts: Mapping[st
         sources=rule.sources,
         missing=lacking(question, evidence) if partly else (),
     )
+
+
+def telling(name: str, evidence: Evidence) -> bool:
+    """Whether something speaks for a rule that fires on a verdict: what passes its limits for certain does not."""
+    return "." not in name or any(f.status != "pass" or f.uncertain or not f.limits for f in evidence.all(name))
 
 
 def said(name: str, evidence: Evidence, facts: Mapping[str, str]) -> list[str]:

@@ -18,7 +18,7 @@ from druthers.curate import pooling
 from druthers.curate.facts import form_of
 from druthers.curate.gold import Gold, read_gold
 from druthers.curate.grading import Survey, check_names, policy_of
-from druthers.curate.importers import INNER, OPINIONS, Form, Imported, Importer, detect, reached
+from druthers.curate.importers import INNER, OPINIONS, Form, Imported, Importer, reached, recognized, unrecognized
 from druthers.curate.importers.columns import Row
 from druthers.curate.ledger import Ledger, Shelf
 from druthers.curate.nearness import Hashes
@@ -27,6 +27,8 @@ from druthers.curate.reading import Read, Reader, imported, jobs, read
 from druthers.records import InputError, Message
 from druthers.storage import Line, Source, offer
 
+SIDES = frozenset(("chosen", "rejected"))
+"""Columns that say by themselves what form a row was to have."""
 LOOKS, TELLING = 1000, 100
 """Rows in which words are looked for that many prompts have, and rows whose form is looked at."""
 ALONE = 32 << 20
@@ -75,12 +77,15 @@ class Desk:
         nowhere, and for a criterion of `grade` that nobody judged by.
         """
         data, held = self.settings.data, None
+        source = Source(by_form(source.train, data), by_form(source.heldout, data))
         if (path := self.settings.grade.gold) is not None:
             policy = policy_of(self.settings.grade)
             self.gold = read_gold(path, policy, columns=data.columns)
         first = {path: first_of(path) for path in (*source.train, *source.heldout)}
-        known = {path: Importer.of(path, form_in(rows, data), columns=data.columns) for path, rows in first.items()}
         check_columns(data.columns, [line.row for rows in first.values() for line in rows])
+        known = {
+            path: Importer.of(path, form_in(path, rows, data), columns=data.columns) for path, rows in first.items()
+        }
         self.forms = list(dict.fromkeys(known[path].form for path in source.train))
         shared = form_of([prompt for path in source.train for prompt in prompts_of(first[path], known[path])])
         if source.heldout:
@@ -155,19 +160,51 @@ def processes_for(path: str, workers: int) -> int:
     return max(1, min(workers, size // ALONE))
 
 
-def first_of(path: str) -> list[Line]:
+def by_form(paths: Sequence[str], data: DataSettings) -> tuple[str, ...]:
+    """The sources, and instead of a folder whose files are of several forms those files."""
+    found: list[str] = []
+    for path in paths:
+        files = []
+        with contextlib.suppress(InputError):  # of a folder without files, which is said when it is read
+            files = storage.files(path)
+        split = len(files) > 1 and data.format == "auto" and len(forms_of(files, data)) > 1
+        found += files if split else [path]
+    return tuple(found)
+
+
+def forms_of(files: Sequence[str], data: DataSettings) -> set[Form]:
+    """The forms that the first rows of some files look like; a file that looks like nothing is of any."""
+    seen = {recognized(plain(first_of(file, most=TELLING)), columns=data.columns) for file in files}
+    forms = {form for form in seen if form is not None}
+    return forms - {"druthers"} if "trl" in forms else forms
+
+
+def first_of(path: str, *, most: int = LOOKS) -> list[Line]:
     """The first lines of a source, up to a fault of the file, which is said when all are read."""
     found: list[Line] = []
     with contextlib.suppress(InputError), contextlib.closing(storage.lines(path)) as lines:
-        found.extend(itertools.islice(lines, LOOKS))  # also those before the fault
+        found.extend(itertools.islice(lines, most))  # also those before the fault
     return found
 
 
-def form_in(first: Sequence[Line], data: DataSettings) -> Form:
-    """The form that is set, or that of the first rows."""
+def plain(lines: Sequence[Line]) -> list[Row]:
+    """The rows of lines without fault."""
+    return [line.row for line in lines if not line.fault]
+
+
+def form_in(path: str, first: Sequence[Line], data: DataSettings) -> Form:
+    """The form that is set, or that of the first rows.
+
+    Raises InputError for rows that look like none, unless bad rows are dropped.
+    """
     if data.format != "auto":
         return data.format
-    return detect([line.row for line in first[:TELLING] if not line.fault], columns=data.columns)
+    rows = plain(first[:TELLING])
+    found = recognized(rows, columns=data.columns)
+    told = found or not rows or SIDES.intersection(name for row in rows for name in (*row, *data.columns.values()))
+    if not told and data.bad_rows == "stop":
+        raise InputError(f"{storage.shown(path)}: {unrecognized(rows)}")
+    return found or "trl"
 
 
 def check_columns(columns: Mapping[str, str], rows: Sequence[Row]) -> None:

@@ -153,7 +153,7 @@ METHOD = Question(
             when=is_taste,
             answer="One model for each group, or group-robust DPO: people disagree between groups, not within them.",
             because="Averaging tastes teaches a preference nobody has. Group-robust DPO improved the worst group "
-            "(arXiv 2405.20304); druthers has no such loss, but trains a model for each group (`group` of the pairs).",
+            "(arXiv 2405.20304); druthers has no such loss; a model for each group takes a file of pairs for each.",
             needs=("tastes", "D3.noise"),
             sources=("2405.20304",),
         ),

@@ -27,7 +27,9 @@ VERDICTS = {
     "fail": ("Not fit yet", "unfit", "Repair what fails before training."),
 }
 NOT_MEASURED = ("Not measured", "not-judged", "These pairs were curated without measuring their quality.")
-MOST_ANNOTATORS, MOST_ADVICE = 30, 12
+MOST_ANNOTATORS, MOST_ADVICE = 30, 60
+PARTS = ("data/train.jsonl", "data/heldout.jsonl", "data/rejected.jsonl", "data/collect.jsonl", QUALITY)
+"""The files of a run that the page leads to."""
 COVERAGE = ("coverage", "clusters", "topics", "groups")
 """How the names of the figures begin that say what the data is about."""
 
@@ -91,11 +93,18 @@ def view(files: DataFiles) -> dict[str, Any]:
         "unlisted": max(0, len(listed(files.quality, "annotators")) - MOST_ANNOTATORS),
         "measured": bool(files.quality),
         "settings": [
-            item for item in provenance.settings(files.tree("config.json")) if item[0].startswith(("data.", "seed"))
+            item for item in provenance.settings(files.tree("config.json")) if item[0].startswith(made_by(files))
         ],
+        "there": [name for name in PARTS if (files.run / name).is_file()],
+        "refused_file": bool(files.refused),
         "missing": files.absent,
         "why": lambda file, key="": why_missing(files, file),
     }
+
+
+def made_by(files: DataFiles) -> tuple[str, ...]:
+    """How the settings begin that made the data: those of grading too where opinions were graded."""
+    return ("data.", "seed", "grade.") if graded(files) else ("data.", "seed")
 
 
 def why_missing(files: DataFiles, file: str) -> str:
@@ -156,11 +165,12 @@ def facts(files: DataFiles) -> list[Fact]:
     aside = sum(counts_by_reason(files).values())
     split = text(tree, "heldout_source")
     form, made = text(tree, "format"), graded(files)
-    pooled = f"opinions on {wording.count(number(made, 'items'))} prompts, " if made else ""
+    pooled = f"opinions on {wording.counted(number(made, 'items'), 'prompt')}, " if made else ""
     sha = text(tree, "source_sha256")
 
     def named(key: str) -> str:
-        return with_unit(wording.count, number(prompts, key), "prompts")
+        found = number(prompts, key)
+        return "" if found is None else wording.counted(found, "prompt")
 
     return [
         Fact("Source", fitted(" and ".join(source_names(files)), 120) or NONE, f"sha256 {sha[:12]}…" if sha else ""),
@@ -168,17 +178,17 @@ def facts(files: DataFiles) -> list[Fact]:
         Fact(
             "Rows read",
             wording.count(number(tree, "rows")),
-            f"{pooled}{wording.count(number(tree, 'kept'))} pairs kept",
+            f"{pooled}{wording.counted(number(tree, 'kept'), 'pair')} kept",
         ),
-        Fact("To train on", f"{wording.count(number(tree, 'train'))} pairs", named("train")),
+        Fact("To train on", wording.counted(number(tree, "train"), "pair"), named("train")),
         Fact(
             "Held out",
-            f"{wording.count(number(tree, 'heldout'))} pairs",
+            wording.counted(number(tree, "heldout"), "pair"),
             joined(named("heldout"), "from a file of its own" if split else "by prompt"),
         ),
         Fact(
             "Set aside",
-            f"{aside:,} {'rows and prompts' if made else 'rows'}",
+            wording.counted(aside, "row or prompt" if made else "row", "rows and prompts" if made else "rows"),
             with_unit(wording.count, number(tree, refused.BEYOND) or None, "beyond the limit"),
         ),
     ]
@@ -201,7 +211,7 @@ def lengths(files: DataFiles) -> list[Fact]:
     margin = f"{wording.decimal(number(tree, 'margin.mean'))} on average, at most {wording.decimal(graded)}"
     ignored = branch(tree, "ignored_columns")
     columns = joined(
-        *(f"{fitted(name, 40)} in {wording.count(number(ignored, name))} rows" for name in list(ignored)[:12])
+        *(f"{fitted(name, 40)} in {wording.counted(number(ignored, name), 'row')}" for name in list(ignored)[:12])
     )
     turns = number(tree, "joined_turns")
     return [
@@ -215,7 +225,7 @@ def lengths(files: DataFiles) -> list[Fact]:
         Fact(
             "Left aside",
             f"columns: {columns or 'none'}",
-            f"{wording.count(turns)} rows with turns joined" if turns else "",
+            f"{wording.counted(turns, 'row')} with turns joined" if turns else "",
         ),
     ]
 

@@ -90,6 +90,7 @@ class RowTable:
 
     file: str
     count: str
+    all: bool
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
 
@@ -227,16 +228,18 @@ def told(one: Finding, value: float | None, *, unit: bool = True, limit: bool = 
         0
         if whole([*every, value]) or abs(value) >= 1000
         else 1
-        if one.unit or max(map(abs, every), default=0.0) >= 10
+        if max(map(abs, every), default=0.0) > (1 if one.unit else 10)
         else 2
     )
     written = figures.plain(value) if limit else wording.decimal(value, digits)
-    return f"{written}{wording.THIN if one.unit == '%' else ' '}{one.unit}" if told_unit(one) and unit else written
+    named = told_unit(one, written)
+    return f"{written}{wording.THIN if named == '%' else ' '}{named}" if named and unit else written
 
 
-def told_unit(one: Finding) -> str:
+def told_unit(one: Finding, written: str) -> str:
     """The unit that stands behind a number; a share is told in per cent."""
-    return "" if one.unit == "share" else one.unit
+    single = written.lstrip(wording.MINUS) == "1"
+    return "" if one.unit == "share" else one.unit.removesuffix("s") if single else one.unit
 
 
 def interval(one: Finding) -> str:
@@ -251,6 +254,8 @@ def limits(one: Finding) -> str:
 
     >>> limits(Finding(id="D4.x", status="pass", text="", value=1.0, unit="points", limits=Limits(warn=2.0, fail=5.0)))
     'warns above 2, fails above 5 points'
+    >>> limits(Finding(id="D4.x", status="pass", text="", value=1.0, unit="points", limits=Limits(warn=1.0)))
+    'warns above 1 point'
     """
     given = one.limits
     if given is None or (given.warn is None and given.fail is None):
@@ -317,7 +322,11 @@ def row_table(one: Finding, files: DataFiles) -> RowTable | None:
     columns = list(dict.fromkeys(column for row in rows for column in row))[:MOST_COLUMNS]
     cells = [[row.get(column, "") for column in columns] for row in rows]
     return RowTable(
-        f"data/{fitted(one.rows.file, 200)}", wording.count(one.rows.count), [fitted(c, 60) for c in columns], cells
+        f"data/{fitted(one.rows.file, 200)}",
+        wording.counted(one.rows.count, "row"),
+        len(rows) == one.rows.count,
+        [fitted(c, 60) for c in columns],
+        cells,
     )
 
 

@@ -14,7 +14,7 @@ from druthers.report.findings import fitted, plain
 from druthers.report.reading import Tree, branch, text
 
 BEYOND = "beyond_limit"
-BACK = "To put rows back, copy their lines of rejected.jsonl to a file and curate with data.keep=FILE."
+BACK = "To keep a pair all the same, copy its line of rejected.jsonl to a file and curate with data.keep=FILE."
 REASONS = {
     "malformed": ("Not a pair", "Correct the row in the source; the example says what it lacks."),
     "bad_roles": ("Turns out of order", "Put the turns in order: user and assistant alternate, the answer comes last."),
@@ -54,6 +54,18 @@ REASONS = {
     BEYOND: ("Beyond the limit", "Raise data.limit, or unset it."),
 }
 """Titles and remedies by the codes of rejected.jsonl."""
+PROMPTS = (
+    "one_response",
+    "unjudged",
+    "empty",
+    "same_text",
+    "tie",
+    "below_gap",
+    "both_bad",
+    "gate",
+    "gate_unjudged",
+)
+"""Codes of what people said of a prompt, which is no row."""
 ELSE = "Read the examples, correct the rows in the source, and curate again."
 LONGEST, MOST_KEYS = 700, 6
 
@@ -75,6 +87,7 @@ class Reason:
     title: str
     remedy: str
     count: str
+    unit: str
     share: str
     picture: Markup
     examples: Sequence[Example]
@@ -96,10 +109,13 @@ def reason(code: str, n: int, files: DataFiles, *, scale: Scale, rows: int) -> R
     """One reason as it is printed."""
     title, remedy = REASONS.get(code, (wording.capital(code.replace("_", " ")), ELSE))
     share = wording.percent(n / rows if rows else None)
-    picture = figures.share_row([("base", n), ("rest", scale.high - n)], label=f"{title}: {n:,} rows, {share}")
+    unit = "prompt" if code in PROMPTS else "row"
+    said = wording.counted(n, unit)
+    picture = figures.share_row([("base", n), ("rest", scale.high - n)], label=f"{title}: {said}, {share}")
     found = files.refused.get(code)
     examples = [example(row) for row in found.examples] if found else []
-    return Reason(fitted(code, 80), fitted(title, 120), remedy, wording.count(n), share, picture, examples)
+    count, _, unit = said.partition(" ")
+    return Reason(fitted(code, 80), fitted(title, 120), remedy, count, unit, share, picture, examples)
 
 
 def unpaired(files: DataFiles) -> list[tuple[str, str, str]]:

@@ -13,14 +13,22 @@ from druthers.report import wording
 from druthers.report.dataset import findings, listed
 from druthers.report.reading import branch, number, text
 from druthers.report.refused import BEYOND, REASONS, by_count, title_of
+from druthers.report.wording import THIN
 
 WIDTH, NARROWEST, WIDEST = 96, 40, 120
 """Columns of a screen, and the fewest and most that are used of a terminal."""
-MOST = 24
+MOST = 39
 LABEL = 10
+MOST_COLUMNS = 8
+LONGEST = 3
+"""Lines of one sentence."""
+KEPT = "\u00a0"
+"""A space at which no line is broken."""
 STYLES = {"fail": "red", "warn": "yellow", "uncertain": "dim", "undefined": "dim", "pass": "green"}
-SHARES = {"data": 4, "found": 8, "done": 4, "enough": 2, "next": 4, "page": 2}
-"""The most lines of each part; together they fill a screen of 24."""
+SHARES = {"data": 6, "found": 11, "done": 7, "enough": 7, "next": 7, "page": 1}
+"""The most lines of each part; together they fill a screen of 39."""
+AGAIN = ("one_response", "unjudged", "both_bad", "gate")
+"""Codes of the prompts that stand in collect.jsonl."""
 FIRST, ENOUGH, NEXT = "-first", ("A3h.", "A3p."), "A5."
 """How the rules of advice end that say what keeps one from training, and how those begin that say whether it is enough
 and what to collect next."""
@@ -69,27 +77,29 @@ def part(name: str, said: Iterable[tuple[str, str]], *, width: int) -> list[Line
 
 def rows(words: str, *, width: int, whole: bool) -> list[str]:
     """A text as lines of at most `width` columns, nothing but printable characters."""
-    clean = "".join(c if c.isprintable() else " " for c in words)
-    return [clean] if whole else textwrap.wrap(clean, width, max_lines=2, placeholder=" …", subsequent_indent="  ")
+    clean = "".join(c if c.isprintable() or c == KEPT else " " for c in wording.whole(words).replace(THIN, KEPT))
+    if whole:
+        return [clean.replace(KEPT, " ")]
+    found = textwrap.wrap(clean, width, max_lines=LONGEST, placeholder=" …", subsequent_indent="  ")
+    return [row.replace(KEPT, " ") for row in found]
 
 
 def what(summary: Mapping[str, Any]) -> list[str]:
     """What the data is."""
-    sides = [
-        f"{wording.count(number(summary, key))} {words}"
-        for key, words in (("train", "pairs to train on"), ("heldout", "held out"))
-    ]
+    train, heldout = number(summary, "train"), wording.count(number(summary, "heldout"))
+    sides = f"{wording.counted(train, 'pair')} to train on, {heldout} held out"
     longer = number(summary, "longer_chosen")
     said = f"; chosen is the longer one in {wording.percent(longer)}" if longer is not None else ""
     made = branch(summary, "graded")
     pooled = [
-        f"what was said of {wording.count(number(made, 'items'))} prompts makes "
-        f"{wording.count(number(made, 'pairs'))} pairs"
+        f"what was said of {wording.counted(number(made, 'items'), 'prompt')} makes "
+        f"{wording.counted(number(made, 'pairs'), 'pair')}"
     ]
+    read = wording.counted(number(summary, "rows"), "row")
     return [
-        f"{text(summary, 'source')}: {wording.count(number(summary, 'rows'))} rows, read as {text(summary, 'format')}",
+        f"{text(summary, 'source')}: {read}, read as {text(summary, 'format')}",
         *(pooled if made else []),
-        f"{', '.join(sides)}{said}",
+        f"{sides}{said}",
     ]
 
 
@@ -105,24 +115,36 @@ def wrong(found: list[Finding], quality: Mapping[str, Any]) -> list[tuple[str, s
     ]
     words = (("uncertain", "uncertain"), ("pass", "within limits"), ("undefined", "not computed"))
     rest = [f"{states.count(state)} {said}" for state, said in words if state in states]
-    shown, more = told[:3], len(told) - 3
+    shown = [told[i] for i in distinct(one for one, _ in bad)[:3]]
+    more = len(told) - len(shown)
     others = "1 more warning or failure" if more == 1 else f"{more} more warnings and failures"
     last = ([others] if more > 0 else []) + rest
     return shown + ([(", ".join(last), "green" if not bad else "dim")] if last else []) or [("no findings", "dim")]
 
 
+def distinct(found: Iterable[Finding]) -> list[int]:
+    """The places of findings but for those that say of another metric what an earlier one says."""
+    first: dict[tuple[str, tuple[tuple[str, str], ...]], int] = {}
+    for i, one in enumerate(found):
+        of = tuple(sorted((key, str(value)) for key, value in one.slice.items() if key != "metric"))
+        first.setdefault((one.id, of), i)
+    return list(first.values())
+
+
 def about(one: Finding) -> str:
-    """The slice of a finding, in parentheses."""
-    return f" ({', '.join(f'{key} {value}' for key, value in one.slice.items())})" if one.slice else ""
+    """The slice of a finding, in parentheses, but for what its text says itself."""
+    said = [f"{key} {value}" for key, value in one.slice.items() if str(value) not in one.text]
+    return f" ({', '.join(said)})" if said else ""
 
 
 def done(summary: Mapping[str, Any]) -> list[str]:
     """What was done about it."""
     aside = branch(summary, "rejected")
     counts = sorted(((int(number(aside, name) or 0), name) for name in aside), reverse=True)
-    said = [f"{n:,} {REASONS.get(name, (name.replace('_', ' '), ''))[0].lower()}" for n, name in counts]
+    said = [f"{REASONS.get(name, (name.replace('_', ' '), ''))[0].lower()}{KEPT}{n:,}" for n, name in counts]
+    again = sum(n for n, name in counts if name in AGAIN)
     total = sum(n for n, _ in counts)
-    what = "rows and prompts" if branch(summary, "graded") else f"row{'s' * (total != 1)}"
+    what = ("row or prompt", "rows and prompts") if branch(summary, "graded") else ("row", "rows")
     beyond, joined = number(summary, BEYOND), number(summary, "joined_turns")
     redacted, left = number(summary, "redacted.pairs"), branch(summary, "ignored_columns")
     dropped = by_count(branch(branch(summary, "graded"), "unpaired"))
@@ -131,25 +153,42 @@ def done(summary: Mapping[str, Any]) -> list[str]:
     before = int(number(summary, "held_before.prompts") or 0)
     cut = sum(int(number(summary, f"cut.{side}") or 0) for side in ("chosen", "rejected"))
     return [
-        f"{total:,} {what} set aside in data/rejected.jsonl: {', '.join(said)}" if total else "no row was set aside",
-        *([f"{many:,} comparison{'s' * (many != 1)} gave no pair, in data/unpaired.jsonl: {listed_}"] if many else []),
-        *([f"{before:,} prompt{'s' * (before != 1)} kept out of training as held out before"] if before else []),
-        *([f"{wording.count(beyond)} rows beyond data.limit"] if beyond else []),
-        *([f"{cut:,} response{'s' * (cut != 1)} cut to data.max_response in training"] if cut else []),
-        *([f"personal data redacted in {wording.count(redacted)} pairs"] if redacted else []),
-        *([f"{wording.count(joined)} rows had turns of one speaker joined"] if joined else []),
-        *([f"columns left aside: {', '.join(left)}"] if left else []),
+        f"{wording.counted(total, *what)} set aside in data/rejected.jsonl: {', '.join(said)}"
+        if total
+        else "no row was set aside",
+        *(
+            [f"{wording.counted(again, 'prompt')} to ask again in data/collect.jsonl, for druthers sample"]
+            if again
+            else []
+        ),
+        *([f"{wording.counted(many, 'comparison')} gave no pair, in data/unpaired.jsonl: {listed_}"] if many else []),
+        *([f"{wording.counted(before, 'prompt')} kept out of training as held out before"] if before else []),
+        *([f"{wording.counted(beyond, 'row')} beyond data.limit"] if beyond else []),
+        *([f"{wording.counted(cut, 'response')} cut to data.max_response in training"] if cut else []),
+        *([f"personal data redacted in {wording.counted(redacted, 'pair')}"] if redacted else []),
+        *([f"{wording.counted(joined, 'row')} had turns of one speaker joined"] if joined else []),
+        *([f"columns left aside: {named(list(left))}"] if left else []),
     ]
+
+
+def named(columns: list[str]) -> str:
+    """Some columns, and how many others there are.
+
+    >>> named(["id", "date"]), named([f"c{i}" for i in range(10_000)])
+    ('id, date', 'c0, c1, c2, c3, c4, c5, c6, c7 and 9,992 more')
+    """
+    more = len(columns) - MOST_COLUMNS
+    return ", ".join(columns[:MOST_COLUMNS]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def enough(quality: Mapping[str, Any]) -> list[str]:
     """Whether it is enough: what must be done first, to be measured by, and of different prompts; nothing where nobody
     asked."""
     answers = [row for row in listed(quality, "advice") if isinstance(row, dict) and text(row, "answer")]
-    by_rule = [text(row, "answer") for row in answers if text(row, "rule").endswith(FIRST)]
-    by_rule += [text(row, "answer") for row in answers if text(row, "rule").startswith(ENOUGH)]
-    by_question = [text(row, "answer") for row in answers if "enough" in text(row, "question").lower()]
-    return by_rule or by_question[:1]
+    first = [row for row in answers if text(row, "rule").endswith(FIRST)]
+    by_rule = first + [row for row in answers if text(row, "rule").startswith(ENOUGH)]
+    by_question = [row for row in answers if "enough" in text(row, "question").lower()]
+    return [f"{text(row, 'question')} {text(row, 'answer')}".strip() for row in by_rule or by_question[:1]]
 
 
 def follows(rule: str, question: str) -> bool:
@@ -157,9 +196,20 @@ def follows(rule: str, question: str) -> bool:
     return rule.startswith(NEXT) and not rule.endswith("unknown") if rule else "enough" not in question.lower()
 
 
+def action(one: Finding) -> str:
+    """What a finding asks for, by what it measures, and where its rows are.
+
+    >>> action(Finding(id="D4.length", status="warn", text="", action="Balance the lengths."))
+    'length: Balance the lengths.'
+    """
+    of = of_findings.title_of(one.id).rpartition(": ")[2]
+    return f"{of}: {one.action.removesuffix('.')} (data/{one.rows.file})" if one.rows else f"{of}: {one.action}"
+
+
 def following(found: list[Finding], quality: Mapping[str, Any]) -> list[str]:
     """What to do next: the actions of what fails and warns, then the other advice."""
-    actions = [one.action for one in found if one.status in ("fail", "warn") and one.action]
+    bad = [one for one in found if one.status in ("fail", "warn") and one.action]
+    actions = [action(one) for one in bad]
     given = [row for row in listed(quality, "advice") if isinstance(row, dict)]
     others = [text(row, "answer") for row in given if follows(text(row, "rule"), text(row, "question"))]
     every = list(dict.fromkeys(filter(None, [*actions, *others])))

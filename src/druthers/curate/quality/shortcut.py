@@ -69,7 +69,7 @@ def shortcut(chosen_NS: NDArray[Any], rejected_NS: NDArray[Any], prompt_N: Array
     code_N, groups = clusters.codes(prompt[rows])
     gap = clusters.mean(chosen[:, 0] - rejected[:, 0], code_N)
     if len(rows) < LEAST_PAIRS or groups < LEAST_PROMPTS:
-        why = f"{len(rows)} pairs of {groups} prompts are too few; it takes {LEAST_PAIRS} of {LEAST_PROMPTS}"
+        why = f"{len(rows)} pairs of {groups} prompts are too few; it takes {LEAST_PAIRS} pairs of {LEAST_PROMPTS}"
         return Shortcut(Undefined(why, len(rows)), {}, gap)
     x_NF, family_F = features(chosen, rejected)
     if not x_NF.any():
