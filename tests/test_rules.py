@@ -38,7 +38,7 @@ def circles() -> Iterator[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def written(place: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Finding]:
-    """The findings of three runs: of votes with gold, of circles, and of pairs that are inspected with a rubric."""
+    """The findings of runs of votes with gold items, of circles, and of pairs that are inspected with a rubric."""
     folder = tmp_path_factory.mktemp("rules")
     jsonl(folder / "votes.jsonl", votes())
     jsonl(folder / "circles.jsonl", circles())

@@ -631,8 +631,7 @@ def _array(name: str, stream: BinaryIO) -> Iterator[Line]:
         if isinstance(row, dict):
             yield Line(where, row)
         else:
-            why = f"is not a JSON object but {_brief(row)}; write one {{…}} for each row"
-            yield _faulty(where, said.encode(), why)
+            yield _faulty(where, said.encode(), f"is not a JSON object but {_brief(row)}; write one {{…}} for each row")
         mark = text.next()
         if mark == ",":
             text.move(text.at + 1)
