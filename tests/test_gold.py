@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from druthers import config
-from druthers.curate import curate
+from druthers.curate import curate, gather, intake
 from druthers.curate.gather import Placed
 from druthers.curate.gold import Gold, read_gold
 from druthers.curate.opinions import Policy
@@ -106,6 +108,49 @@ def test_a_gold_item_that_was_put_back_stays_out(tmp_path: Path) -> None:
     back = put(tmp_path / "back.jsonl", [{"reason": "duplicate", "row": pair.line()}])
     found = made(tmp_path, [*rows, gold], [gold], data__keep=str(back))
     assert found["summary"].rejected == {"gold": 1}
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> Path:
+    """Votes with dates, writers, kinds of ties and gold, rankings with ties, and opinions on whole items."""
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    votes = [*judged("ann", right=29), *judged("bob", right=12)]
+    votes += [vote(f"Bad {i}?", f"Er {i}.", "Um.", "tie", "ann", tie_kind="both_bad") for i in range(30)]
+    for i, row in enumerate(votes):
+        row |= {"model_a": f"m{i % 3}", "model_b": f"m{i % 5}", "created_at": f"2026-0{1 + i % 9}-11"}
+    put(folder / "a.jsonl", votes[::-1])
+    texts = ["Plum.", "Fig.", "Carrot.", "Leek."]
+    put(folder / "b.jsonl", [{"prompt": f"Rank {i}?", "responses": texts, "ranks": [1, 1, 3, 4]} for i in range(40)])
+    said = [{"annotator": who, "scale": "choice", "worth": [1.0, 0.0, None]} for who in ("ann", "cid")]
+    three = [{"content": text} for text in ("Wrong.", "Right.", "Other.")]
+    whole = [{"prompt": [{"role": "user", "content": f"Gold {i}?"}], "responses": three} for i in range(30)]
+    put(folder / "c.jsonl", [row | {"opinions": said} for row in whole])
+    return folder
+
+
+def test_what_gold_choices_and_dates_say_is_the_same_from_any_number_of_processes(
+    tmp_path: Path, several: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = put(tmp_path / "gold.jsonl", GOLD)
+    given_ = config.load(extra={"data.pairs": str(several), "grade.gold": str(file)})
+    curate(given_, out=tmp_path / "one", tokenizer=TOKENIZER, today=date(2027, 1, 1))
+    monkeypatch.setattr(intake, "ALONE", 1)
+    monkeypatch.setattr(gather, "MEMORY", 100)
+    curate(given_, out=tmp_path / "two", tokenizer=TOKENIZER, today=date(2027, 1, 1), workers=2)
+    names = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.json*"))
+    assert [(tmp_path / "two" / name).read_bytes() for name in names] == [
+        (tmp_path / "one" / name).read_bytes() for name in names
+    ]
+    quality = json.loads((tmp_path / "one/quality.json").read_text("utf-8"))
+    found = {(one["id"], *one.get("slice", {}).values()): one for one in quality["findings"]}
+    assert found["D6.gold",]["n"] == 120
+    assert found["D11.both_bad", "m0"]["n"] < found["D11.both_bad",]["n"]
+    assert found["D12.age",]["n"] == 170
+    assert Counter(line["reason"] for line in lines(tmp_path / "one/unpaired.jsonl"))["tie"] == 40
+    numbers = [int(one["where"].rpartition(":")[2]) for one in lines(tmp_path / "one/findings/D6.gold.2.jsonl")]
+    assert len(numbers) == 18, "those of bob"
+    assert numbers == sorted(numbers)
 
 
 # ---------------------------------------------------------------- what is accepted
