@@ -101,6 +101,12 @@ GOLDEN: list[tuple[Form, dict[str, Any], list[str], list[dict[str, Any]]]] = [
     ),
     ("unpaired", {"prompt": "Q", "completion": "x", "label": True}, ["x"], [rating(1.0)]),
     ("unpaired", {"prompt": "Q", "response": "x", "thumbs": "👎", "user_id": "u"}, ["x"], [rating(0.0, annotator="u")]),
+    (
+        "unpaired",
+        {"messages": [*TALK, {"role": "assistant", "content": "x"}], "feedback": "👎"},
+        ["x"],
+        [rating(0.0)],
+    ),
     ("unpaired", {"prompt": TALK, "completion": HEBREW, "label": 0, "tools": TOOLS}, [HEBREW], [rating(0.0)]),
     # votes
     ("votes", XY | {"winner": "a"}, ["x", "y"], [choice(2.0, 0.0)]),

@@ -129,8 +129,8 @@ def plain(value: object) -> str:
 
 
 def unknown(row: Row, names: Names, known: Sequence[str]) -> list[str]:
-    """Columns that carry nothing for us; RowFault for one that nobody knows, with the nearest name and the remedy."""
-    aside = []
+    """Columns that carry nothing for us; RowFault for all that nobody knows, with the nearest names and the remedy."""
+    aside, strange = [], []
     for name in row:
         if names.open or name in IGNORED:
             if not names.knows(name) and not (names.answers and names.answers(row, name)):
@@ -139,8 +139,16 @@ def unknown(row: Row, names: Names, known: Sequence[str]) -> list[str]:
             if len(name) > LONGEST_NAME:
                 said = f"{name[:LONGEST_NAME]}…: unknown column of {len(name):,} characters"
                 raise RowFault("malformed", f"{said}; if it is a table, its first line must name the columns")
-            remedy = f"; to leave it aside set data.columns.{name}=ignore"
-            raise RowFault("malformed", f"{name}: unknown column{offer(name, known)}{remedy}")
+            strange.append(name)
+    if len(strange) == 1:
+        (name,) = strange
+        remedy = f"; to leave it aside set data.columns.{name}=ignore"
+        raise RowFault("malformed", f"{name}: unknown column{offer(name, known)}{remedy}")
+    if strange:
+        near = {name: said for name in strange if "did you mean" in (said := offer(name, known))}
+        hints = "".join(f"{said.removesuffix('?')} by {name}?" for name, said in near.items())
+        remedy = " ".join(f"data.columns.{name}=ignore" for name in strange)
+        raise RowFault("malformed", f"{', '.join(strange)}: unknown columns{hints}; to leave them aside set {remedy}")
     return aside
 
 
@@ -159,6 +167,9 @@ IGNORED = frozenset(
         *("chosen_score", "rejected_score", "chosen_model", "rejected_model"),
         *("split", "domain", "language", "complexity", "verbosity", "preference_statement", "preference_elaboration"),
         *("three_most_similar_preferences", "all_preferences_unprocessed"),
+        *("dataset", "chosen-model", "rejected-model"),
+        *("question_id", "turn", "anony", "openai_moderation", "toxic_chat_tag", "conv_metadata", "category_tag"),
+        *("is_code", "is_refusal", "dedup_tag"),
     )
 )
 """Columns that often stand beside the others and carry nothing for us."""
