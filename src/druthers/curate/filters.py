@@ -40,7 +40,7 @@ WHY = {
     "near_duplicate": "prompt and responses are nearly those of an earlier row ({other})",
     "contradiction": "another row has the same two responses the other way round ({other}); keep the one that is right",
     "leak": "the prompt is also among the held-out ones ({other})",
-    "gold": UNMADE["gold"],
+    **{reason: UNMADE[reason] for reason in ("gold", "tie", "below_gap")},
 }
 LEFT_OUT = ("leak", "gold")
 """Reasons that hold for pairs that were put back too."""

@@ -41,6 +41,7 @@ REFUSED = {
 DOUBTS = {
     "D2.contradiction": "contradicted",
     "D2.cycles": "contradicted",
+    "D2.ratings": "contradicted",
     "D6.noise": "doubtful label",
     "D6.suspects": "doubtful label",
 }

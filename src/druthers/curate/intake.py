@@ -31,7 +31,8 @@ LOOKS, TELLING = 1000, 100
 """Rows in which words are looked for that many prompts have, and rows whose form is looked at."""
 ALONE = 32 << 20
 """Bytes of a source up to which starting other processes takes longer than it saves, and for each of which one is."""
-
+OTHER_POINTS = frozenset(("shp", "unpaired"))
+"""Forms whose ratings are votes of a site, or thumbs: how good a response is on a scale they do not say."""
 
 Side = Literal["train", "heldout"]
 
@@ -121,6 +122,7 @@ class Desk:
                 self.ledger.redacted.update(part.redacted)
                 self.shelf.add(part.name, part.lines, part.facts, part.groups, judged=part.judged)
                 self.tell(part.rows)
+        self.shelf.ends.append(len(self.shelf))
 
     def graded(self, side: Side, sources: Sequence[tuple[str, Importer]], *, most: int | None) -> Iterator[Job]:
         """The pairs that the opinions of some sources make."""
@@ -133,10 +135,11 @@ class Desk:
             )
             refused = sum(ledger.reasons.values()) - refused
             assert ledger.rows - rows == found.rows + refused, "a row was lost"
-            tally = Tally(policy)
+            forms = {importer.form for _, importer in sources}
+            tally, rated = Tally(policy, thumbs="unpaired" in forms), forms.isdisjoint(OTHER_POINTS)
             with found.placing():
                 known = survey(found.items, policy, seed=self.settings.seed)
-                yield from pooling.pairs(found, policy, known, tally, gold=self.gold)
+                yield from pooling.pairs(found, policy, known, tally, gold=self.gold, rated=rated)
         self.judged.append(Judged(side, found, known, tally))
 
 

@@ -14,6 +14,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from math import nan
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -201,10 +202,12 @@ def _read(
 
 @dataclass(frozen=True)
 class Made:
-    """Pairs of some items of one file, each with its place, and the items that gave none."""
+    """Pairs of some items of one file, each with its place, the mean ratings of their chosen responses (NaN where there
+    is none), and the items that gave none."""
 
     name: str
     pairs: list[tuple[str, Pair]] = field(default_factory=list)
+    ratings: list[float] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
 
     @property
@@ -217,14 +220,17 @@ class Made:
 class Tally:
     """What became of the comparisons of all items: pairs, or the reasons why not.
 
-    `unmade` are the items that gave no pair, `doubted` lines about items by annotator.
+    `unmade` are the items that gave no pair, `doubted` lines about items by annotator. Of a source with thumbs
+    (`thumbs`), `alone` counts those that make no pair: thumbs up and down, the answers and the prompts.
     """
 
     policy: Policy
+    thumbs: bool = False
     items: int = 0
     unmade: int = 0
     pairs: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    alone: Counter[str] = field(default_factory=Counter)
     doubted: dict[str, list[bytes]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -236,16 +242,18 @@ class Tally:
             "pairs": self.pairs,
             "reasons": dict(sorted(self.reasons.items())),
             "policy": self.policy.version,
-        }
+        } | ({"alone": dict(sorted(self.alone.items()))} if self.alone else {})
 
     def __add__(self, other: Tally) -> Tally:
         """What became of both; who is doubted is each one's own."""
         return Tally(
             self.policy,
+            self.thumbs or other.thumbs,
             items=self.items + other.items,
             unmade=self.unmade + other.unmade,
             pairs=self.pairs + other.pairs,
             reasons=self.reasons + other.reasons,
+            alone=self.alone + other.alone,
         )
 
     def add(self, made: Graded, *, where: str) -> None:
@@ -254,15 +262,38 @@ class Tally:
         self.unmade += not made.pairs
         self.pairs += len(made.pairs)
         self.reasons.update(made.reasons)
+        if self.thumbs and not made.pairs:
+            self.alone.update(thumbs_on(made.row))
         for annotator in made.doubted:
             about = {"where": where, "annotator": annotator, "pair_ids": [pair.id for pair in made.pairs]}
             self.doubted.setdefault(annotator, []).append(encode(about))
 
 
-def pairs(found: Pool, policy: Policy, known: Survey, tally: Tally, *, gold: Gold | None = None) -> Iterator[Made]:
+def thumbs_on(item: Candidates) -> dict[str, int]:
+    """Counts of thumbs up and down on the responses of one prompt, of the responses, and of the prompt itself.
+
+    Nothing where anything else was said of it.
+
+    >>> from druthers.records import user
+    >>> said = [{"scale": "rating", "worth": worth} for worth in ((1.0, None), (None, 1.0), (None, 0.0))]
+    >>> two = [{"content": "Plum."}, {"content": "Carrot."}]
+    >>> thumbs_on(Candidates(prompt=user("Name a fruit."), responses=two, opinions=said))
+    {'up': 2, 'down': 1, 'answers': 2, 'prompts': 1}
+    """
+    known = [[worth for worth in opinion.worth if worth is not None] for opinion in item.opinions]
+    if not known or any(worths not in ([0.0], [1.0]) for worths in known):
+        return {}
+    up = known.count([1.0])
+    return {"up": up, "down": len(known) - up, "answers": len(item.responses), "prompts": 1}
+
+
+def pairs(
+    found: Pool, policy: Policy, known: Survey, tally: Tally, *, gold: Gold | None = None, rated: bool = False
+) -> Iterator[Made]:
     """The pairs of all items in order; an item that gives none is refused for the reason that is met most.
 
-    Raises InputError for items to which the policy cannot be applied.
+    `rated` says whether the ratings are on a scale on which chosen responses can be held against one another. Raises
+    InputError for items to which the policy cannot be applied.
     """
     lot = Made(found.names[0] if found.names else "")
     for place, made in enumerate(grade(found.items, policy, known=known)):
@@ -275,6 +306,7 @@ def pairs(found: Pool, policy: Policy, known: Survey, tally: Tally, *, gold: Gol
             made = replace(made, reasons={"gold": made.reasons["unjudged"]})
         tally.add(made, where=where)
         lot.pairs.extend((where, pair) for pair in made.pairs)
+        lot.ratings.extend(made.ratings if rated else [nan] * len(made.pairs))
         if not made.pairs:
             reason = max(made.reasons, key=lambda code: (made.reasons[code], code))
             lot.refusals.append(Refusal(where, reason, UNMADE[reason], made.row.line()))

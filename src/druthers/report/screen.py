@@ -125,6 +125,8 @@ def done(summary: Mapping[str, Any]) -> list[str]:
     what = "rows and prompts" if branch(summary, "graded") else f"row{'s' * (total != 1)}"
     beyond, joined = number(summary, BEYOND), number(summary, "joined_turns")
     redacted, left = number(summary, "redacted.pairs"), branch(summary, "ignored_columns")
+    alone = number(summary, "graded.alone.answers")
+    unlike = "no two answers to one prompt were judged differently"
     cut = sum(int(number(summary, f"cut.{side}") or 0) for side in ("chosen", "rejected"))
     return [
         f"{total:,} {what} set aside in data/rejected.jsonl: {', '.join(said)}" if total else "no row was set aside",
@@ -132,6 +134,7 @@ def done(summary: Mapping[str, Any]) -> list[str]:
         *([f"{cut:,} response{'s' * (cut != 1)} cut to data.max_response in training"] if cut else []),
         *([f"personal data redacted in {wording.count(redacted)} pairs"] if redacted else []),
         *([f"{wording.count(joined)} rows had turns of one speaker joined"] if joined else []),
+        *([f"{wording.count(alone)} answers with a thumb made no pair: {unlike}"] if alone else []),
         *([f"columns left aside: {', '.join(left)}"] if left else []),
     ]
 
