@@ -109,7 +109,7 @@ CASES: dict[str, tuple[Evidence, Evidence]] = {
     ),
     "A1.guidelines-first": (bad("D3.alpha", value=0.1), bad("D3.alpha", "warn", 0.3)),
     "A1.ties-first": (changed(ties=share(0.55)), changed(ties=share(0.51))),
-    "A1.chosen-first": (bad("D11.chosen"), bad("D11.chosen", "warn")),
+    "A1.chosen-first": (bad("D11.rated"), bad("D11.chosen", "warn")),
     "A1.criteria": (changed(conflicts=share(0.25)), changed(conflicts=share(0.21))),
     "A1.sft-first": (bad("D12.logprob", "pass", -3.0), bad("D12.logprob", "pass", -2.505)),
     "A1.online": (changed(rounds=2, rubric=True), changed(rounds=1, rubric=True)),

@@ -55,6 +55,8 @@ MEASURES = {
     "pii": "personal data",
     "position": "order of showing",
     "prompts": "effective number of prompts",
+    "rated": "chosen answers with a poor rating",
+    "ratings": "ratings against the label",
     "ranked": "pairs the model ranks right already",
     "semantic": "prompts that mean the same",
     "shift": "what is asked more often than trained on",
