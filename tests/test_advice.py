@@ -26,7 +26,7 @@ IDS = (
     *("D3.alpha", "D3.noise", "D3.annotator", "D4.position", "D4.length", "D4.markdown", "D4.refusal"),
     *("D5.shortcut", "D6.noise", "D6.suspects", "D6.gold", "D7.effective", "D7.prompts", "D7.crowded"),
     *("D8.coverage", "D8.shift", "D8.diversity", "D9.ches", "D9.edit", "D10.stuck", "D10.ranked"),
-    *("D11.chosen", "D11.both_bad", "D12.onpolicy", "D12.logprob", "D12.age"),
+    *("D11.chosen", "D11.rated", "D11.both_bad", "D12.onpolicy", "D12.logprob", "D12.age"),
     *("D13.cut", "D13.limit", "D13.personal", "D13.refusal", "D13.language"),
 )
 RULES: dict[str, Rule] = {rule.id: rule for question in QUESTIONS for rule in question.every}

@@ -306,8 +306,33 @@ def test_a_bad_row_stops_with_its_place_but_silence_and_ties_do_not(tmp_path: Pa
 
 def test_thumbs_on_single_responses_say_what_is_missing(tmp_path: Path) -> None:
     rows = [{"prompt": f"Q{i}?", "completion": f"answer {i}", "label": bool(i % 2)} for i in range(20)]
-    with pytest.raises(InputError, match=r"refused: 20 one_response; .* a pair takes two"):
+    said = r"holds thumbs on 20 answers \(10 up, 10 down\) to 20 prompts, and no two .* no pair .*druthers sample .*KTO"
+    with pytest.raises(InputError, match=said):
         run(put(tmp_path / "a.jsonl", rows), tmp_path / "data")
+    asked = lines(tmp_path / "data" / "collect.jsonl")
+    assert [row["prompt"][0]["content"] for row in asked] == [f"Q{i}?" for i in range(20)]
+    assert [entry.name for entry in (tmp_path / "data").iterdir()] == ["collect.jsonl"]
+
+
+def test_thumbs_that_all_point_one_way_leave_no_prompt_to_be_answered_again(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Q{i}?", "completion": f"answer {w}", "label": True} for i in range(3) for w in "ab"]
+    with pytest.raises(InputError, match=r"6 answers \(6 up, 0 down\) to 3 prompts, .* made of them; train on the"):
+        run(put(tmp_path / "a.jsonl", rows), tmp_path / "data")
+    assert not list((tmp_path / "data").iterdir())
+
+
+def test_thumbs_that_make_no_pair_are_counted_beside_those_that_do(tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "Name a bird."}, {"role": "assistant", "content": "Robin."}]
+    rows: list[dict[str, Any]] = [
+        {"prompt": f"Q{i}?", "completion": f"answer {i} {word}", "label": up}
+        for i in range(5)
+        for word, up in (("good", True), ("bad", False))
+    ]
+    rows += [{"messages": talk, "feedback": "👎"}, {"prompt": "Alone?", "completion": "Yes.", "label": True}]
+    summary = run(put(tmp_path / "a.jsonl", rows), tmp_path / "data")
+    assert summary.graded is not None
+    assert summary.graded["alone"] == {"answers": 2, "down": 1, "prompts": 2, "up": 1}
+    assert (summary.kept, summary.rejected) == (5, {"one_response": 2})
 
 
 def test_thumbs_of_one_prompt_pair_up_with_down(tmp_path: Path) -> None:
