@@ -262,6 +262,12 @@ def test_worse_things_come_before_finer_ones() -> None:
     assert answers(without(both, "D3.alpha"))[0].rule == "A1.ties-first"
 
 
+def test_chosen_answers_that_their_source_rates_poor_are_better_not_trained_on() -> None:
+    assert answers(bad("D11.rated"))[0].rule == "A1.chosen-first"
+    assert answers(bad("D11.rated", "warn"))[0].rule != "A1.chosen-first"
+    assert RULES["A2.chosen"].when(bad("D11.rated", "warn"))
+
+
 def test_of_several_criteria_the_overall_one_decides() -> None:
     def alpha(criterion: str, status: Status, metric: str = "nominal") -> Finding:
         return found("D3.alpha", status, slice={"criterion": criterion, "metric": metric})

@@ -70,7 +70,7 @@ def test_columns_that_nobody_knows_are_all_named_at_once_with_the_way_out() -> N
     with pytest.raises(RowFault) as fault:
         read_pair(row, "trl")
     assert str(fault.value) == (
-        "wieght, zzz: unknown columns; did you mean 'weight' by wieght?; to leave them aside set "
+        "wieght, zzz: unknown columns; did you mean 'weight' by wieght? to leave them aside set "
         "data.columns.wieght=ignore data.columns.zzz=ignore"
     )
     assert read_pair(row, "trl", columns={"wieght": "ignore", "zzz": "ignore"}).ignored == ("wieght", "zzz")

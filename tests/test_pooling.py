@@ -232,6 +232,36 @@ def test_the_order_of_rows_and_the_number_of_processes_and_memory_change_nothing
         assert first == (tmp_path / "two" / name).read_bytes() == (tmp_path / "three" / name).read_bytes(), name
 
 
+@pytest.mark.parametrize("form", ["thumbs", "ratings"])
+def test_thumbs_and_ratings_come_back_from_every_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    name, (good, poor) = ("label", (True, False)) if form == "thumbs" else ("rating", (9, 2))
+    rows = [
+        {"prompt": f"Name fruit {i}.", "response": f"{word} {i}", name: said}
+        for i in range(90)
+        for word, said in (("Plum", good), ("Carrot", poor))[: 1 + (i % 3 > 0)]
+    ]
+    path = put(tmp_path / "a.jsonl", rows)
+    one = run(path, tmp_path / "one", grade__good=8)
+    monkeypatch.setattr(intake, "ALONE", 1)
+    monkeypatch.setattr(pooling, "AT_ONCE", 7)
+    run(path, tmp_path / "two", workers=2, grade__good=8)
+    for file in ("train.jsonl", "heldout.jsonl", "quality.json", "summary.json"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
+    quality = json.loads((tmp_path / "two/quality.json").read_text("utf-8"))
+    figures = {one["name"]: one for one in quality["figures"]}
+    assert one.graded is not None
+    alone = one.graded.get("alone")
+    if form == "thumbs":
+        assert alone == {"answers": 30, "down": 0, "prompts": 30, "up": 30}
+        assert "ratings_chosen" not in figures
+    else:
+        assert alone is None
+        assert sum(figures["ratings_chosen"]["counts"]["chosen"]) == one.train
+        assert {each["id"]: each.get("value") for each in quality["findings"]}["D11.rated"] == 0
+
+
 def test_of_votes_the_pairs_are_counted_that_are_alike_and_not_the_votes(tmp_path: Path) -> None:
     rows = [row | {"annotator": who} for row in FRUIT for who in ("ann", "bob", "cy")]
     made = run(put(tmp_path / "a.jsonl", rows), tmp_path / "data")
