@@ -26,7 +26,7 @@ IDS = (
     *("D3.alpha", "D3.noise", "D3.annotator", "D4.position", "D4.length", "D4.markdown", "D4.refusal"),
     *("D5.shortcut", "D6.noise", "D6.suspects", "D6.gold", "D7.effective", "D7.prompts", "D7.crowded"),
     *("D8.coverage", "D8.shift", "D8.diversity", "D9.ches", "D9.edit", "D10.stuck", "D10.ranked"),
-    *("D11.chosen", "D11.both_bad", "D12.onpolicy", "D12.logprob", "D12.age"),
+    *("D11.chosen", "D11.rated", "D11.both_bad", "D12.onpolicy", "D12.logprob", "D12.age"),
     *("D13.cut", "D13.limit", "D13.personal", "D13.refusal", "D13.language"),
 )
 RULES: dict[str, Rule] = {rule.id: rule for question in QUESTIONS for rule in question.every}
@@ -260,6 +260,12 @@ def test_worse_things_come_before_finer_ones() -> None:
     both = with_findings(changed(prompts=10, ties=share(0.9), graded=5000), found("D3.alpha", "fail"))
     assert answers(both)[0].rule == "A1.guidelines-first"
     assert answers(without(both, "D3.alpha"))[0].rule == "A1.ties-first"
+
+
+def test_chosen_answers_that_their_source_rates_poor_are_better_not_trained_on() -> None:
+    assert answers(bad("D11.rated"))[0].rule == "A1.chosen-first"
+    assert answers(bad("D11.rated", "warn"))[0].rule != "A1.chosen-first"
+    assert RULES["A2.chosen"].when(bad("D11.rated", "warn"))
 
 
 def test_of_several_criteria_the_overall_one_decides() -> None:

@@ -59,10 +59,54 @@ def test_optional_columns_under_long_and_short_names() -> None:
 
 
 def test_columns_that_carry_nothing_for_us_are_left_aside_by_name_and_nulls_are_absent() -> None:
-    row = {"prompt": "Q", "chosen": "a", "rejected": "b", "score_chosen": 1, "id": 3, "group": None, "p": None}
+    row = {"prompt": "Q", "chosen": "a", "rejected": "b", "chosen_model": "m", "id": 3, "group": None, "p": None}
     imported = read_pair(row, "trl")
-    assert imported.ignored == ("score_chosen", "id")
+    assert imported.ignored == ("chosen_model", "id")
     assert (imported.pair.p, imported.pair.group) == (1.0, "")
+
+
+def test_columns_that_nobody_knows_are_all_named_at_once_with_the_way_out() -> None:
+    row = {"prompt": "Q", "chosen": "a", "rejected": "b", "wieght": 1, "zzz": 2}
+    with pytest.raises(RowFault) as fault:
+        read_pair(row, "trl")
+    assert str(fault.value) == (
+        "wieght, zzz: unknown columns; did you mean 'weight' by wieght? to leave them aside set "
+        "data.columns.wieght=ignore data.columns.zzz=ignore"
+    )
+    assert read_pair(row, "trl", columns={"wieght": "ignore", "zzz": "ignore"}).ignored == ("wieght", "zzz")
+
+
+RATED: list[tuple[dict[str, Any], tuple[float, float, bool]]] = [
+    ({"score_chosen": 8.5, "score_rejected": 3}, (8.5, 5.5, False)),
+    ({"chosen-rating": 5, "rejected-rating": "4.5", "chosen-model": "m1", "rejected-model": "m2"}, (5, 0.5, False)),
+    ({"chosen_avg_rating": 4.0, "rejected_avg_rating": 4.75, "dataset": "set"}, (4, -0.75, False)),
+    ({"rating_chosen": 5, "rating_rejected": 5, "p": 0.9}, (5, 0, True)),
+    ({"chosen_reward": -1.5, "rejected_reward": -2, "m": 0}, (-1.5, 0.5, True)),
+]
+
+
+@pytest.mark.parametrize(("more", "rated"), RATED)
+@pytest.mark.parametrize("row", [{"prompt": [TURN], "chosen": [PLUM], "rejected": [CARROT]}, HH])
+def test_ratings_of_both_sides_are_read_under_the_names_of_the_hub(
+    row: dict[str, Any], more: dict[str, Any], rated: tuple[float, float, bool]
+) -> None:
+    form = detect([row | more])
+    imported = read_pair(row | more, form)
+    assert form == ("hh" if row is HH else "trl")
+    assert tuple(imported.rated) == rated
+    assert not {name for name in imported.ignored if "model" not in name} - {"dataset"}
+
+
+def test_a_rating_that_nobody_gave_is_none_and_what_is_no_rating_says_how_to_go_on() -> None:
+    row = {"prompt": "Q", "chosen": "a", "rejected": "b"}
+    half = read_pair(row | {"score_chosen": 8, "score_rejected": None}, "trl").rated
+    assert (half.chosen, half.gap == half.gap) == (8.0, False)
+    with pytest.raises(RowFault, match=r"score_chosen: must be a number.*data\.columns\.score_chosen=ignore"):
+        read_pair(row | {"score_chosen": "great"}, "trl")
+    both = row | {"score_chosen": 8, "chosen_rating": 4, "score_rejected": 1}
+    with pytest.raises(RowFault, match="chosen_rating: stands beside 'score_chosen', and both may be the rating"):
+        read_pair(both, "trl")
+    assert read_pair(both, "trl", columns={"chosen_rating": "ignore"}).rated.gap == 7.0
 
 
 def test_a_conversation_with_tools_is_split_before_the_last_answers() -> None:

@@ -86,7 +86,7 @@ def test_rows_of_no_form_are_said_with_their_columns_and_the_remedy(
 def test_a_row_of_another_form_is_named_as_such(tmp_path: Path) -> None:
     path = put(tmp_path / "a.jsonl", [*(pair(i) for i in range(60)), vote(1)])
     said = refused(path)
-    assert said.startswith(f"{path}:61: response_a: unknown column")
+    assert said.startswith(f"{path}:61: response_a, response_b, winner: unknown columns")
     assert "a row of the form 'votes', and is read as 'trl': put rows of one form into one file" in said
     assert run(path, tmp_path / "out", bad_rows="drop").rejected == {"malformed": 1}
 

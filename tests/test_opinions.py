@@ -101,6 +101,12 @@ GOLDEN: list[tuple[Form, dict[str, Any], list[str], list[dict[str, Any]]]] = [
     ),
     ("unpaired", {"prompt": "Q", "completion": "x", "label": True}, ["x"], [rating(1.0)]),
     ("unpaired", {"prompt": "Q", "response": "x", "thumbs": "👎", "user_id": "u"}, ["x"], [rating(0.0, annotator="u")]),
+    (
+        "unpaired",
+        {"messages": [*TALK, {"role": "assistant", "content": "x"}], "feedback": "👎"},
+        ["x"],
+        [rating(0.0)],
+    ),
     ("unpaired", {"prompt": TALK, "completion": HEBREW, "label": 0, "tools": TOOLS}, [HEBREW], [rating(0.0)]),
     # votes
     ("votes", XY | {"winner": "a"}, ["x", "y"], [choice(2.0, 0.0)]),
@@ -140,6 +146,16 @@ GOLDEN: list[tuple[Form, dict[str, Any], list[str], list[dict[str, Any]]]] = [
         | {"winner": "model_a", "model_a": "m1", "model_b": "m2"},
         ["x", "y"],
         [choice(2.0, 0.0)],
+    ),
+    (
+        "votes",
+        {"conversation_a": [*TALK, *({"role": "assistant", "content": "x"},)]}
+        | {"conversation_b": [*TALK, *({"role": "assistant", "content": "y"},)]}
+        | {"question_id": "q", "winner": "tie (bothbad)", "judge": "arena_user_7", "turn": 1, "anony": True}
+        | {"model_a": "m1", "model_b": "m2", "language": "German", "tstamp": 1682351591.13}
+        | {"openai_moderation": {"flagged": False}, "toxic_chat_tag": {"roberta-large": {"flagged": False}}},
+        ["x", "y"],
+        [choice(0.0, 0.0, annotator="arena_user_7", tie="both_bad")],
     ),
     (
         "votes",
@@ -496,6 +512,12 @@ BAD: list[tuple[Form, dict[str, Any], str, str]] = [
         OPENAI | {"preferred_output": [{"role": "assistant", "content": [{"type": "image_url"}]}]},
         "unsupported",
         "preferred_output.0.content.0: must be a part with a 'text'",
+    ),
+    (
+        "sagemaker",
+        SAGEMAKER | {"schemaVersion": "bedrock-conversation-2027"},
+        "unsupported",
+        "schemaVersion: must be 'bedrock-conversation-2024', the version that is known here, but it is 'bedrock-conv",
     ),
     (
         "sagemaker",

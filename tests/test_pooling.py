@@ -232,6 +232,36 @@ def test_the_order_of_rows_and_the_number_of_processes_and_memory_change_nothing
         assert first == (tmp_path / "two" / name).read_bytes() == (tmp_path / "three" / name).read_bytes(), name
 
 
+@pytest.mark.parametrize("form", ["thumbs", "ratings"])
+def test_thumbs_and_ratings_come_back_from_every_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    name, (good, poor) = ("label", (True, False)) if form == "thumbs" else ("rating", (9, 2))
+    rows = [
+        {"prompt": f"Name fruit {i}.", "response": f"{word} {i}", name: said}
+        for i in range(90)
+        for word, said in (("Plum", good), ("Carrot", poor))[: 1 + (i % 3 > 0)]
+    ]
+    path = put(tmp_path / "a.jsonl", rows)
+    one = run(path, tmp_path / "one", grade__good=8)
+    monkeypatch.setattr(intake, "ALONE", 1)
+    monkeypatch.setattr(pooling, "AT_ONCE", 7)
+    run(path, tmp_path / "two", workers=2, grade__good=8)
+    for file in ("train.jsonl", "heldout.jsonl", "quality.json", "summary.json"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
+    quality = json.loads((tmp_path / "two/quality.json").read_text("utf-8"))
+    figures = {one["name"]: one for one in quality["figures"]}
+    assert one.graded is not None
+    alone = one.graded.get("alone")
+    if form == "thumbs":
+        assert alone == {"answers": 30, "down": 0, "prompts": 30, "up": 30}
+        assert "ratings_chosen" not in figures
+    else:
+        assert alone is None
+        assert sum(figures["ratings_chosen"]["counts"]["chosen"]) == one.train
+        assert {each["id"]: each.get("value") for each in quality["findings"]}["D11.rated"] == 0
+
+
 def test_of_votes_the_pairs_are_counted_that_are_alike_and_not_the_votes(tmp_path: Path) -> None:
     rows = [row | {"annotator": who} for row in FRUIT for who in ("ann", "bob", "cy")]
     made = run(put(tmp_path / "a.jsonl", rows), tmp_path / "data")
@@ -306,8 +336,33 @@ def test_a_bad_row_stops_with_its_place_but_silence_and_ties_do_not(tmp_path: Pa
 
 def test_thumbs_on_single_responses_say_what_is_missing(tmp_path: Path) -> None:
     rows = [{"prompt": f"Q{i}?", "completion": f"answer {i}", "label": bool(i % 2)} for i in range(20)]
-    with pytest.raises(InputError, match=r"refused: 20 one_response; .* a pair takes two"):
+    said = r"holds thumbs on 20 answers \(10 up, 10 down\) to 20 prompts, and no two .* no pair .*druthers sample .*KTO"
+    with pytest.raises(InputError, match=said):
         run(put(tmp_path / "a.jsonl", rows), tmp_path / "data")
+    asked = lines(tmp_path / "data" / "collect.jsonl")
+    assert [row["prompt"][0]["content"] for row in asked] == [f"Q{i}?" for i in range(20)]
+    assert [entry.name for entry in (tmp_path / "data").iterdir()] == ["collect.jsonl"]
+
+
+def test_thumbs_that_all_point_one_way_leave_no_prompt_to_be_answered_again(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Q{i}?", "completion": f"answer {w}", "label": True} for i in range(3) for w in "ab"]
+    with pytest.raises(InputError, match=r"6 answers \(6 up, 0 down\) to 3 prompts, .* made of them; train on the"):
+        run(put(tmp_path / "a.jsonl", rows), tmp_path / "data")
+    assert not list((tmp_path / "data").iterdir())
+
+
+def test_thumbs_that_make_no_pair_are_counted_beside_those_that_do(tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "Name a bird."}, {"role": "assistant", "content": "Robin."}]
+    rows: list[dict[str, Any]] = [
+        {"prompt": f"Q{i}?", "completion": f"answer {i} {word}", "label": up}
+        for i in range(5)
+        for word, up in (("good", True), ("bad", False))
+    ]
+    rows += [{"messages": talk, "feedback": "👎"}, {"prompt": "Alone?", "completion": "Yes.", "label": True}]
+    summary = run(put(tmp_path / "a.jsonl", rows), tmp_path / "data")
+    assert summary.graded is not None
+    assert summary.graded["alone"] == {"answers": 2, "down": 1, "prompts": 2, "up": 1}
+    assert (summary.kept, summary.rejected) == (5, {"one_response": 2})
 
 
 def test_thumbs_of_one_prompt_pair_up_with_down(tmp_path: Path) -> None:

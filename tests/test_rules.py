@@ -29,11 +29,12 @@ def votes() -> Iterator[dict[str, Any]]:
 
 
 def circles() -> Iterator[dict[str, Any]]:
-    """Three answers to a question, each better than the next."""
+    """Three answers to a question, each better than the next, with ratings of both sides."""
     for i in range(60):
         told = [f"{name} {i}, said in so many words." for name in ("Plum", "Carrot", "Bread")]
         for at in range(3):
-            yield {"prompt": f"Name food {i}.", "chosen": told[at], "rejected": told[(at + 1) % 3]}
+            rated = {"score_chosen": 8, "score_rejected": 6}
+            yield {"prompt": f"Name food {i}.", "chosen": told[at], "rejected": told[(at + 1) % 3]} | rated
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def written(place: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Findi
     model, known = ("--model", place / "model", *SMALL), f"grade.gold={folder}/gold.jsonl"
     calls = [
         ("curate", "--data", folder / "votes.jsonl", "--run", folder / "votes", *model, known),
-        ("curate", "--data", folder / "circles.jsonl", "--run", folder / "circles", *model),
+        ("curate", "--data", folder / "circles.jsonl", "--run", folder / "circles", *model, "grade.good=7"),
         ("curate", "--data", place / "pairs.jsonl", "--run", folder / "pairs", *model, "evaluate.rubric=brand-voice"),
         ("inspect", folder / "pairs", "--prompts", folder / "production.jsonl", *QUICK),
     ]

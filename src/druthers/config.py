@@ -263,6 +263,9 @@ class GradeSettings(Section):
     weight: Literal["prompt", "competence"] = Field(
         "prompt", description="the pairs of a prompt weigh 1 together, or the competence of those who judged it"
     )
+    good: float | None = Field(
+        None, description="rating from which on a response is good; unset: whether chosen responses are is not said"
+    )
     gold: str | None = Field(
         None,
         description="a file of rows in any form of data whose answers are right: those who judge are measured by them, "

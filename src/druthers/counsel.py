@@ -178,7 +178,8 @@ def evidence_of(
 def with_data(evidence: Evidence, summary: dict[str, Any], counted: Census, settings: Settings) -> Evidence:
     """The evidence with the counts of curation and of the pass over the pairs."""
     kept, rejected, cut = summary["kept"], summary["rejected"], summary["cut"]
-    reasons = (summary.get("graded") or {}).get("reasons", {})
+    graded = summary.get("graded") or {}
+    reasons = graded.get("reasons", {})
     dropped = reasons.get("tie", 0) or rejected.get("tie", 0)
     ties = counted.ties + dropped
     heldout_prompts = summary["prompts"]["heldout"]
@@ -190,7 +191,7 @@ def with_data(evidence: Evidence, summary: dict[str, Any], counted: Census, sett
         heldout=summary["heldout"],
         heldout_prompts=heldout_prompts,
         asked=asked(settings, heldout_prompts),
-        unpaired=rejected.get("one_response", 0),
+        unpaired=graded.get("alone", {}).get("answers", 0),
         graded=counted.graded,
         ties=tied if isinstance(tied, Interval) else None,
         conflicts=counted.criteria.conflicts(),

@@ -9,7 +9,8 @@ import json
 import operator
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -26,7 +27,7 @@ from druthers.curate.columns import Columns
 from druthers.curate.facts import Facts, Texts, texts_in
 from druthers.curate.filters import Fates, Mask
 from druthers.curate.gold import Gold
-from druthers.curate.grading import findings, pairs_from_ranking
+from druthers.curate.grading import findings, pairs_from_ranking, policy_of
 from druthers.curate.inspection import Inspection, inspect, of_annotators
 from druthers.curate.intake import Desk, Judged
 from druthers.curate.ledger import Ledger, Refusal, Shelf
@@ -38,7 +39,7 @@ from druthers.curate.quality.onpolicy import age
 from druthers.curate.remembered import Memory, binding, bound, held_before, memories, named_files, remember
 from druthers.curate.repair import Back, put_back
 from druthers.curate.split import threshold
-from druthers.curate.weighing import WEIGHT, Weights, once_a_prompt, reweighted
+from druthers.curate.weighing import Grades, by_ratings, once_a_prompt, regraded, ties
 from druthers.records import InputError, Pair, assistant, user
 from druthers.storage import Source, encode
 from druthers.tokens import Tokenizer, tokenize
@@ -131,9 +132,11 @@ def curate(
             looked_at=back.personal,
         )
         held, shared = desk.take(source)
-        facts = shelf.facts()
-        if not len(facts):
+        policy, told = policy_of(settings.grade), shelf.facts()
+        if not len(told):
+            _say_of_thumbs(desk, storage.listed(source.train), out / "collect.jsonl")
             _none_left("train", source.train, ledger)
+        facts = by_ratings(told, shelf.ends, policy)
         name = functools.partial(_name, source.train, ledger)
         gold = desk.gold.numbers if desk.gold else None
         before = binding(known, all_=held is None)
@@ -148,12 +151,12 @@ def curate(
             back=back,
             seed=settings.seed,
             gold=gold,
+            even=ties(facts, policy),
         )
         _book(sides, facts, shelf, data, ledger)
-        told = facts.grades_B3[:, WEIGHT]
         if desk.judged and settings.grade.weight == "prompt":
             facts = once_a_prompt(facts, (sides.train | sides.heldout) & shelf.judged())
-        _deal(sides, shelf, files, weight_B=facts.grades_B3[:, WEIGHT], told_B=told)
+        _deal(sides, shelf, files, grades_B3=facts.grades_B3, told_B3=told.grades_B3)
         _check_filled(sides, source, ledger)
         summary = _summarize(sides, facts, source=source, desk=desk)
         summary = replace(summary, held_before=bound(known, facts.asked_B, all_=held is None))
@@ -198,6 +201,25 @@ def _copy(lines: BinaryIO, path: Path) -> None:
         shutil.copyfileobj(lines, file)
 
 
+def _say_of_thumbs(desk: Desk, name: str, path: Path) -> None:
+    """Raises InputError where all that is known are thumbs of which no pair can be made.
+
+    The prompts to be answered again are written even then: they are what to go on with.
+    """
+    tallies = [each.tally for each in desk.judged]
+    alone = functools.reduce(operator.add, (each.alone for each in tallies), Counter[str]())
+    if not alone or alone["prompts"] < sum(each.items for each in tallies):
+        return
+    _copy(desk.ledger.again, path)
+    again = f"sample second answers (`druthers sample {path} -o candidates.jsonl -n 2`) and have the two compared, or "
+    raise InputError(
+        f"{name}: holds thumbs on {alone['answers']:,} answers ({alone['up']:,} up, {alone['down']:,} down) to "
+        f"{alone['prompts']:,} prompts, and no two answers to one prompt were judged differently, so no pair can be "
+        f"made of them; {again if path.is_file() else ''}train on the single answers (KTO), which druthers does not "
+        "do yet"
+    )
+
+
 def _inspect(
     sides: Sides, facts: Facts, desk: Desk, known: Sequence[Memory], *, beside: Path | None, today: date | None
 ) -> Inspection:
@@ -209,6 +231,7 @@ def _inspect(
         reasons=desk.ledger.reasons,
         groups=desk.shelf.groups,
         seed=desk.settings.seed,
+        good=desk.settings.grade.good,
     )
     pairs_E2 = leak.quoted(facts, train=sides.train, heldout=sides.heldout)
     seen = seen.with_lines("D1.response_leak", quoted_lines(pairs_E2, facts, desk.shelf))
@@ -295,17 +318,20 @@ def decide(
     back: Back,
     seed: int = 0,
     gold: Hashes | None = None,
+    even: Mapping[str, Places] = {},
 ) -> Sides:
     """Which pairs are trained on and which held out; with `held` the first so many are held out already.
 
     `form` is what many prompts have, `before` the prompts that were held out before; they and those like them are held
     out again, or, where the held-out pairs are given, left out of training. `back` are pairs that are put back, `gold`
-    the numbers of comparisons that are neither. `name` gives the source as messages show it, with what was refused so
-    far.
+    the numbers of comparisons that are neither, `even` pairs that the ratings of their sides leave out, by the reason.
+    `name` gives the source as messages show it, with what was refused so far.
     """
     result = filters.fates(len(facts), np.isin(facts.id_B, back.id_K))
     if gold is not None:
         filters.leave_out_gold(result, facts, gold)
+    for reason, at in even.items():
+        result.leave_out(at, reason)
     place = np.cumsum(facts.size_B) - facts.size_B
 
     @functools.lru_cache(KEPT_IN_MIND)
@@ -368,14 +394,16 @@ def _book(sides: Sides, facts: Facts, shelf: Shelf, data: DataSettings, ledger: 
         ledger.refuse(Refusal(shelf.where(facts, i), reason, why, json.loads(line)))
 
 
-def _deal(sides: Sides, shelf: Shelf, files: dict[str, BinaryIO], *, weight_B: Weights, told_B: Weights) -> None:
-    """Copy the lines of the two sides to their files, those that weigh other than they were told to with that."""
-    changed_B = weight_B != told_B
+def _deal(sides: Sides, shelf: Shelf, files: dict[str, BinaryIO], *, grades_B3: Grades, told_B3: Grades) -> None:
+    """Copy the lines of the two sides to their files, those that are graded other than they were told to with that."""
+    changed_B = (grades_B3 != told_B3).any(1)
     for i, (line, train, heldout) in enumerate(
         zip(shelf.lines(), sides.train.tolist(), sides.heldout.tolist(), strict=True)
     ):
         if train or heldout:
-            line = reweighted(line, float(weight_B[i])) if changed_B[i] else line
+            if changed_B[i]:
+                p, margin, weight = grades_B3[i].tolist()
+                line = regraded(line, p=p, margin=margin, weight=weight)
             files["train" if train else "heldout"].write(line)
 
 

@@ -341,7 +341,7 @@ def edited(found: Examined, sample: Sample, sides: Sequence[Sequence[str]]) -> F
 def rated(found: Examined, sample: Sample, rubric: Rubric | None) -> Finding:
     """D11.chosen: chosen answers that the run's rubric rates poor, or that break a rule which has no exception."""
     if rubric is None:
-        none = Undefined("no pair carries a rating of its chosen answer and the run has no rubric (evaluate.rubric)")
+        none = Undefined("the run has no rubric (evaluate.rubric); what the source rates itself is D11.rated")
         text = (
             "Whether the chosen answers are good was not measured: a margin says how much better one is, not how good."
         )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from druthers.blocks import Block
 from druthers.curate import nearness
 from druthers.curate.hygiene import faults
+from druthers.curate.importers.rated import UNRATED, Rated
 from druthers.curate.nearness import Hashes, Places, Sets
 from druthers.curate.split import draws, evened, hashed
 from druthers.curate.surface import NAMES as SURFACE
@@ -36,8 +37,9 @@ class Facts:
     signatures, `passages` what might be copied. `counts_B5` are tokens of prompt, chosen and rejected, and whether
     chosen and rejected were cut; `grades_B3` are p, margin and weight; `size_B` the bytes of the line.
     `surface_B2F` and `faults_B3` are what `surface` and `hygiene` see of chosen and rejected, and of the prompt,
-    chosen and rejected. `slice_B` is one number for group and criterion, and `group_B` are places in a list of
-    groups that is kept beside.
+    chosen and rejected. `ratings_B2` are the rating of chosen and by how much it lies above that of rejected, NaN where
+    nobody rated; pairs that have a p or margin of their own are `graded_B`. `slice_B` is one number for group and
+    criterion, and `group_B` are places in a list of groups that is kept beside.
     """
 
     id_B: NDArray[np.bytes_]
@@ -55,6 +57,8 @@ class Facts:
     wholes_B2: Hashes
     counts_B5: NDArray[np.uint32]
     grades_B3: NDArray[np.float64]
+    ratings_B2: NDArray[np.float64]
+    graded_B: NDArray[np.bool_]
     surface_B2F: NDArray[np.float32]
     faults_B3: NDArray[np.uint32]
     slice_B: Hashes
@@ -68,8 +72,14 @@ class Facts:
         return replace(self, line_B=np.array(lines, dtype=np.int64), size_B=np.array(sizes, dtype=np.int64))
 
 
-def facts(pairs: Sequence[Pair], block: Block, *, seed: int, form: Hashes) -> Facts:
-    """The facts of pairs and of their tokens, which stand at no place yet; `form` is what many prompts have."""
+def facts(
+    pairs: Sequence[Pair], block: Block, *, seed: int, form: Hashes, rated: Sequence[Rated] | None = None
+) -> Facts:
+    """The facts of pairs and of their tokens, which stand at no place yet.
+
+    `form` is what many prompts have, `rated` how the sides of each pair are rated.
+    """
+    rated = [UNRATED] * len(pairs) if rated is None else rated
     questions = [asked(pair.prompt) for pair in pairs]
     answers = [[text_of(getattr(pair, side)) for pair in pairs] for side in ("chosen", "rejected")]
     prompts, *sides = (nearness.words(texts) for texts in (questions, *answers))
@@ -94,6 +104,8 @@ def facts(pairs: Sequence[Pair], block: Block, *, seed: int, form: Hashes) -> Fa
         wholes_B2=np.column_stack([nearness.wholes(side) for side in sides]),
         counts_B5=np.column_stack([lengths_B3, cut_B2]).astype(np.uint32),
         grades_B3=np.column_stack([block.p_B, block.margin_B, block.weight_B]),
+        ratings_B2=np.array([(one.chosen, one.gap) for one in rated], dtype=np.float64).reshape(-1, 2),
+        graded_B=np.array([one.graded for one in rated], dtype=bool),
         surface_B2F=seen(answers),
         faults_B3=np.array([[faults(text) for text in texts] for texts in (questions, *answers)], dtype=np.uint32).T,
         slice_B=np.array([slice_of(pair.group, pair.criterion) for pair in pairs], dtype=np.uint64),
@@ -140,6 +152,8 @@ def nothing() -> Facts:
         wholes_B2=np.zeros((0, 2), dtype=np.uint64),
         counts_B5=np.zeros((0, 5), dtype=np.uint32),
         grades_B3=np.zeros((0, 3)),
+        ratings_B2=np.zeros((0, 2)),
+        graded_B=np.zeros(0, dtype=bool),
         surface_B2F=np.zeros((0, 2, len(SURFACE)), dtype=np.float32),
         faults_B3=np.zeros((0, 3), dtype=np.uint32),
         slice_B=none,

@@ -43,7 +43,7 @@ WHY = {
     "near_duplicate": "prompt and responses are nearly those of an earlier row ({other})",
     "contradiction": "another row has the same two responses the other way round ({other}); keep the one that is right",
     "leak": "the prompt is also among the held-out ones ({other})",
-    "gold": UNMADE["gold"],
+    **{reason: UNMADE[reason] for reason in ("gold", "tie", "below_gap")},
     "held_before": "the prompt, or one like it, was held out before (data.held_before)",
     "between_sides": "the prompt means nearly what one of the other side means (data.clusters)",
 }

@@ -41,6 +41,7 @@ REFUSED = {
 }
 """Reason codes of rows that curation set aside, and what they mean here."""
 DOUBTS = {
+    "D2.ratings": "contradicted",
     "D6.suspects": "doubtful label",
     "D10.stuck": "ranked wrong by far",
     "D11.chosen": "poor chosen answer",

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import exp, fsum, log
+from math import exp, fsum, log, nan
 
 import numpy as np
 
@@ -88,8 +88,9 @@ class Graded:
     "below_gap" (ratings closer than the policy's least gap), "both_bad" (the prompt should be answered again), "gate"
     (neither response passes), "gate_unjudged", "not_selected" (by the policy's choice of pairs) and "beyond_most".
     Pairs and reasons together are as many as the row has pairs of responses, for each criterion that is graded, and
-    at least one. `doubted` are the annotators one of whose answers here is probably wrong, or who always answer the
-    wrong way round. `aside` are the pairs of responses with one of the reasons in `UNMADE`.
+    at least one. `ratings` are the mean ratings of the chosen responses, NaN where nobody rated. `doubted` are the
+    annotators one of whose answers here is probably wrong, or who always answer the wrong way round. `aside` are the
+    pairs of responses with one of the reasons in `UNMADE`.
     """
 
     row: Candidates
@@ -97,6 +98,7 @@ class Graded:
     reasons: dict[str, int]
     doubted: tuple[str, ...] = ()
     aside: tuple[Aside, ...] = ()
+    ratings: tuple[float, ...] = ()
 
 
 def grade(source: Source, policy: Policy, *, known: Survey | None = None) -> Iterator[Graded]:
@@ -384,7 +386,14 @@ def _row(
         {reason: count for reason, count in sorted(reasons.items()) if count},
         tuple(sorted(doubted)),
         tuple(aside),
+        tuple(_rating(streams[each.criterion], each.best) for each in kept),
     )
+
+
+def _rating(found: list[View], place: int) -> float:
+    """The mean rating of a response, NaN where nobody rated it."""
+    known = [worth for view in found if view.scale == "rating" and (worth := view.worth[place]) is not None]
+    return fsum(known) / len(known) if known else nan
 
 
 def _barred(row: Candidates, i: int, j: int, made: list[Vote], gate: list[bool | None] | None) -> str:

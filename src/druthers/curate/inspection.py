@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from druthers.curate import hygiene
 from druthers.curate.facts import Facts
 from druthers.curate.filters import Mask
-from druthers.curate.quality import bias, cycles, margin, shortcut
+from druthers.curate.quality import bias, chosen, cycles, margin, ratings, shortcut
 from druthers.curate.quality import hygiene as texts
 from druthers.curate.surface import NAMES as SURFACE
 from druthers.findings import finding, many, verb, worst
@@ -66,9 +66,17 @@ class Inspection:
 
 
 def inspect(
-    facts: Facts, *, train: Mask, heldout: Mask, reasons: Counter[str], groups: Iterable[str], seed: int
+    facts: Facts,
+    *,
+    train: Mask,
+    heldout: Mask,
+    reasons: Counter[str],
+    groups: Iterable[str],
+    seed: int,
+    good: float | None = None,
 ) -> Inspection:
-    """The quality of the pairs that are kept; `reasons` counts what was left out."""
+    """The quality of the pairs that are kept; `reasons` counts what was left out, from the rating `good` on a response
+    is good."""
     kept = np.flatnonzero(train)
     _, prompt_N = np.unique(facts.prompt_B[kept], return_inverse=True)
     chosen_NF, rejected_NF = (facts.surface_B2F[kept, side] for side in (0, 1))
@@ -79,7 +87,10 @@ def inspect(
     slice_N = np.unique(facts.slice_B[kept], return_inverse=True)[1]
     asked_N = prompt_N * (int(slice_N.max(initial=0)) + 1) + slice_N
     rounds = cycles.cycles(asked_N, facts.sides_B2[kept], p_N)
+    rating_N, gap_N = facts.ratings_B2[kept].T
     about = about_texts(kept, bits_N3) | {
+        "D2.ratings": kept[ratings.against(gap_N)],
+        "D11.rated": kept[:0] if good is None else kept[rating_N < good],
         "D2.cycles": kept[rounds.inside_B],
         "D13.limit": kept[counts_N5[:, 3:].any(1)],
         "D7.lowest": kept[grades.lowest_N],
@@ -97,14 +108,26 @@ def inspect(
     found = [
         *repeated(reasons, len(facts)),
         *cycles.findings(rounds, rows=where.get("D2.cycles")),
+        *ratings.findings(gap_N, facts.graded_B[kept], prompt_N, rows=where.get("D2.ratings")),
+        *rated(rating_N, prompt_N, good=good, rows=where.get("D11.rated")),
         *bias.findings(biases),
         *shortcut.findings(shortcut.shortcut(chosen_NF, rejected_NF, prompt_N, seed=seed)),
         *margin.findings(grades, rows=where.get("D7.lowest")),
         *texts.findings(faults, rows={name.partition(".")[2]: file for name, file in where.items()}),
         cut(counts_N5, prompt_N, rows=where.get("D13.limit")),
     ]
-    figures = [*lengths(facts, train, heldout), *grade_figures(grades), of_groups(facts.group_B[kept], groups)]
+    figures = [*lengths(facts, train, heldout), *grade_figures(grades), ratings.figure(rating_N)]
+    figures.append(of_groups(facts.group_B[kept], groups))
     return Inspection(found, {name: about[name] for name in where}, [each for each in figures if each])
+
+
+def rated(
+    rating_N: NDArray[np.float64], prompt_N: NDArray[np.int64], *, good: float | None, rows: Rows | None
+) -> list[Finding]:
+    """D11.rated; nothing where nobody says which rating is good, or no chosen response has one."""
+    if good is None or np.isnan(rating_N).all():
+        return []
+    return chosen.findings(chosen.chosen(rating_N, prompt_N, threshold=good), name="D11.rated", rows=rows)
 
 
 def repeated(reasons: Counter[str], pairs: int) -> Iterator[Finding]:

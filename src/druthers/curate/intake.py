@@ -33,7 +33,8 @@ LOOKS, TELLING = 1000, 100
 """Rows in which words are looked for that many prompts have, and rows whose form is looked at."""
 ALONE = 32 << 20
 """Bytes of a source up to which starting other processes takes longer than it saves, and for each of which one is."""
-
+OTHER_POINTS = frozenset(("shp", "unpaired"))
+"""Forms whose ratings are votes of a site, or thumbs: how good a response is on a scale they do not say."""
 
 Side = Literal["train", "heldout"]
 
@@ -128,6 +129,7 @@ class Desk:
             self.ledger.redacted.update(part.redacted)
             self.shelf.add(part.name, part.lines, part.facts, part.groups, judged=part.judged)
             self.tell(part.rows)
+        self.shelf.ends.append(len(self.shelf))
 
     def put_graded(
         self, side: Side, sources: Sequence[tuple[str, Importer]], reader: Reader, *, most: int | None
@@ -145,9 +147,18 @@ class Desk:
             refused = sum(ledger.reasons.values()) - refused
             assert ledger.rows - rows == found.rows + refused, "a row was lost"
             known = pooling.surveyed(found, policy, crew=crew, seed=self.settings.seed)
-            tally = Tally(policy)
+            forms = {importer.form for _, importer in sources}
+            tally = Tally(policy, thumbs="unpaired" in forms)
             walk = pooling.graded(
-                found, policy, known, tally, crew=crew, reader=reader, unpaired=ledger.unpaired, gold=self.gold
+                found,
+                policy,
+                known,
+                tally,
+                crew=crew,
+                reader=reader,
+                unpaired=ledger.unpaired,
+                gold=self.gold,
+                rated=forms.isdisjoint(OTHER_POINTS),
             )
             with contextlib.closing(walk) as parts:
                 self.put(parts)

@@ -87,7 +87,10 @@ class Ledger:
 
 @dataclass
 class Shelf:
-    """Pairs that may be kept: their lines in a temporary file, their facts in others."""
+    """Pairs that may be kept: their lines in a temporary file, their facts in others.
+
+    `ends` are the numbers of pairs up to the end of each source.
+    """
 
     spool: BinaryIO
     columns: Columns
@@ -95,6 +98,7 @@ class Shelf:
     sizes: list[int] = field(default_factory=list)
     spoken: list[bool] = field(default_factory=list)
     groups: dict[str, int] = field(default_factory=dict)
+    ends: list[int] = field(default_factory=list)
 
     def add(self, name: str, lines: bytes, facts: Facts, groups: Sequence[str], *, judged: bool) -> None:
         """Some pairs of one file; their facts speak of the `groups`, `judged` says that they were made of opinions."""

@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import nan
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -401,15 +402,19 @@ class Tally:
 
     `unmade` are the items that gave no pair, `doubted` lines about items by annotator. `unpaired` counts by reason the
     comparisons that gave none where others of their item did, `aside` are lines about those, until they are written.
+    Of a source with thumbs (`thumbs`), `alone` counts those that make no pair: thumbs up and down, the answers and the
+    prompts.
     """
 
     policy: Policy
+    thumbs: bool = False
     items: int = 0
     unmade: int = 0
     pairs: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     unpaired: Counter[str] = field(default_factory=Counter)
     aside: list[bytes] = field(default_factory=list)
+    alone: Counter[str] = field(default_factory=Counter)
     doubted: dict[str, list[bytes]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -422,7 +427,7 @@ class Tally:
             "reasons": dict(sorted(self.reasons.items())),
             "unpaired": dict(sorted(self.unpaired.items())),
             "policy": self.policy.version,
-        }
+        } | ({"alone": dict(sorted(self.alone.items()))} if self.alone else {})
 
     def take(self, other: Tally) -> None:
         """What became of the items behind these; lines about comparisons are left to the caller."""
@@ -431,6 +436,7 @@ class Tally:
         self.pairs += other.pairs
         self.reasons.update(other.reasons)
         self.unpaired.update(other.unpaired)
+        self.alone.update(other.alone)
         for annotator, lines in other.doubted.items():
             self.doubted.setdefault(annotator, []).extend(lines)
 
@@ -438,11 +444,13 @@ class Tally:
         """What became of both; who is doubted is each one's own."""
         return Tally(
             self.policy,
+            self.thumbs or other.thumbs,
             items=self.items + other.items,
             unmade=self.unmade + other.unmade,
             pairs=self.pairs + other.pairs,
             reasons=self.reasons + other.reasons,
             unpaired=self.unpaired + other.unpaired,
+            alone=self.alone + other.alone,
         )
 
     def add(self, made: Graded, *, where: str) -> None:
@@ -454,9 +462,29 @@ class Tally:
         for each in made.aside if made.pairs else ():
             self.unpaired[each.reason] += 1
             self.aside.append(encode(unpaired(made.row, each, where=where)))
+        if self.thumbs and not made.pairs:
+            self.alone.update(thumbs_on(made.row))
         for annotator in made.doubted:
             about = {"where": where, "annotator": annotator, "pair_ids": [pair.id for pair in made.pairs]}
             self.doubted.setdefault(annotator, []).append(encode(about))
+
+
+def thumbs_on(item: Candidates) -> dict[str, int]:
+    """Counts of thumbs up and down on the responses of one prompt, of the responses, and of the prompt itself.
+
+    Nothing where anything else was said of it.
+
+    >>> from druthers.records import user
+    >>> said = [{"scale": "rating", "worth": worth} for worth in ((1.0, None), (None, 1.0), (None, 0.0))]
+    >>> two = [{"content": "Plum."}, {"content": "Carrot."}]
+    >>> thumbs_on(Candidates(prompt=user("Name a fruit."), responses=two, opinions=said))
+    {'up': 2, 'down': 1, 'answers': 2, 'prompts': 1}
+    """
+    known = [[worth for worth in opinion.worth if worth is not None] for opinion in item.opinions]
+    if not known or any(worths not in ([0.0], [1.0]) for worths in known):
+        return {}
+    up = known.count([1.0])
+    return {"up": up, "down": len(known) - up, "answers": len(item.responses), "prompts": 1}
 
 
 def unpaired(row: Candidates, aside: Aside, *, where: str) -> Body:
@@ -470,13 +498,19 @@ def unpaired(row: Candidates, aside: Aside, *, where: str) -> Body:
 
 @dataclass(frozen=True)
 class Grader:
-    """What a process does to make pairs of items, and with the pairs."""
+    """What a process does to make pairs of items, and with the pairs.
+
+    `thumbs` says whether there are thumbs among the items, `rated` whether the ratings are on a scale on which chosen
+    responses can be held against one another.
+    """
 
     path: Path
     policy: Policy
     known: Survey
     reader: Reader
     gold: Gold | None = None
+    thumbs: bool = False
+    rated: bool = False
 
     @cached_property
     def judges(self) -> dict[str, Judge]:
@@ -488,7 +522,8 @@ class Grader:
 
         Raises InputError for items to which the policy cannot be applied.
         """
-        rows, tally, made = read_items(self.path, span), Tally(self.policy), Made(span.name)
+        rows, made = read_items(self.path, span), Made(span.name)
+        tally = Tally(self.policy, self.thumbs)
         try:
             for line, each in zip(span.lines.tolist(), grade_together(rows, self.policy, self.judges), strict=True):
                 self.put(each, f"{span.name}:{line}", made, tally)
@@ -502,6 +537,7 @@ class Grader:
             graded = replace(graded, reasons={"gold": graded.reasons["unjudged"]})
         tally.add(graded, where=where)
         made.pairs.extend((where, pair) for pair in graded.pairs)
+        made.ratings.extend(graded.ratings if self.rated else [nan] * len(graded.pairs))
         if not graded.pairs:
             reason = max(graded.reasons, key=lambda code: (graded.reasons[code], code))
             made.refusals.append(Refusal(where, reason, UNMADE[reason], graded.row.line()))
@@ -517,12 +553,14 @@ def graded(
     reader: Reader,
     unpaired: BinaryIO,
     gold: Gold | None = None,
+    rated: bool = False,
 ) -> Generator[Read]:
     """The pairs of all items, read; what became of the items goes to `tally`, comparisons without a pair to `unpaired`.
 
-    `unpaired` are those of items of which other comparisons gave a pair.
+    `unpaired` are those of items of which other comparisons gave a pair; `rated` is that of `Grader`.
     """
-    grader = Grader(found.path, policy, known, reader, None if gold is None else gold.unscored())
+    known_gold = None if gold is None else gold.unscored()
+    grader = Grader(found.path, policy, known, reader, known_gold, tally.thumbs, rated)
     with closing(crew.over(grader, found.spans())) as walk:
         for read, part in walk:
             unpaired.writelines(part.aside)

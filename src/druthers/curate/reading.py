@@ -11,12 +11,13 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from druthers import processes, storage
 from druthers.blocks import BlockTokenizer
 from druthers.curate.facts import Facts, facts, nothing
 from druthers.curate.importers import Imported, Importer, RowFault
+from druthers.curate.importers.rated import Rated
 from druthers.curate.ledger import Refusal, number, refusal
 from druthers.curate.nearness import Hashes
 from druthers.curate.repair import kinds_in, redacted
@@ -29,10 +30,12 @@ RUN = 4 << 20
 
 @dataclass(frozen=True)
 class Made:
-    """Pairs that were made of opinions on some items of one file, each with its place, and the items that gave none."""
+    """Pairs that were made of opinions on some items of one file, each with its place, the mean ratings of their chosen
+    responses (NaN where there is none), and the items that gave none."""
 
     name: str
     pairs: list[tuple[str, Pair]] = field(default_factory=list)
+    ratings: list[float] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
 
 
@@ -63,6 +66,14 @@ class Read:
     days: Counter[int] = field(default_factory=Counter)
 
 
+class Found(NamedTuple):
+    """A pair with the line it stands on and how its sides are rated there."""
+
+    line: Line
+    pair: Pair
+    rated: Rated
+
+
 @dataclass(frozen=True)
 class Reader:
     """What a process does with rows of one source; `shared` is what many prompts have (`facts.form_of`).
@@ -85,47 +96,51 @@ class Reader:
         if isinstance(job, Made):
             done.judged = True
             done.refusals.extend(job.refusals)
-            found = [(Line(where, {}), pair) for where, pair in job.pairs]
+            found = [
+                Found(Line(where, {}), pair, Rated(rating))
+                for (where, pair), rating in zip(job.pairs, job.ratings, strict=True)
+            ]
         else:
             found = self.read(job, done)
         if self.personal != "keep":
             found = self.cleared(found, done)
-        block, refused = self.tokenizer.sort([pair for _, pair in found])
+        block, refused = self.tokenizer.sort([one.pair for one in found])
         for i, error in refused.items():
-            line, pair = found[i]
+            line, pair, _ = found[i]
             done.refusals.append(Refusal(line.where, error.reason, str(error), line.row or pair.line()))
         done.refusals.sort(key=lambda each: each.number)
         kept = [each for i, each in enumerate(found) if i not in refused]
-        written = [encode(pair.line()) for _, pair in kept]
+        written = [encode(one.pair.line()) for one in kept]
         done.lines = b"".join(written)
-        done.facts = facts([pair for _, pair in kept], block, seed=self.seed, form=self.shared).placed(
-            [number(line.where) for line, _ in kept], [len(line) for line in written]
+        known = facts(
+            [one.pair for one in kept], block, seed=self.seed, form=self.shared, rated=[one.rated for one in kept]
         )
+        done.facts = known.placed([number(one.line.where) for one in kept], [len(line) for line in written])
         done.groups = block.groups
         return done
 
-    def cleared(self, found: Sequence[tuple[Line, Pair]], done: Read) -> list[tuple[Line, Pair]]:
+    def cleared(self, found: Sequence[Found], done: Read) -> list[Found]:
         """Pairs without personal data: those that hold some are redacted or refused, and then written as pairs of ours.
 
         So they can be put back.
         """
-        clean: list[tuple[Line, Pair]] = []
-        for line, pair in found:
+        clean: list[Found] = []
+        for line, pair, rated in found:
             kinds = Counter() if pair.id in self.looked_at else kinds_in(pair)
             try:
                 if kinds and self.personal == "drop":
                     listed = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
                     raise RowFault("personal", f"holds personal data or secrets ({listed}), see data.personal")
-                clean.append((line, redacted(pair) if kinds else pair))
+                clean.append(Found(line, redacted(pair) if kinds else pair, rated))
                 done.redacted.update(kinds)
                 done.repaired += bool(kinds)
             except RowFault as fault:
                 done.refusals.append(Refusal(line.where, fault.reason, str(fault), pair.line()))
         return clean
 
-    def read(self, run: Run, done: Read) -> list[tuple[Line, Pair]]:
+    def read(self, run: Run, done: Read) -> list[Found]:
         """The rows that are pairs; what is to be said of the others goes to `done`."""
-        found: list[tuple[Line, Pair]] = []
+        found: list[Found] = []
         for line in parsed(run):
             done.rows += 1
             read = imported(line, self.importer)
@@ -136,7 +151,7 @@ class Reader:
             done.joined += read.joined
             if read.day is not None:
                 done.days[read.day] += 1
-            found.append((line, read.pair))
+            found.append(Found(line, read.pair, read.rated))
         return found
 
 

@@ -180,14 +180,14 @@ METHOD = Question(
         ),
         Rule(
             id="A1.chosen-first",
-            fires=f"the interval of D11.chosen lies above {MOSTLY:.0%}",
-            when=mostly_poor,
+            fires=f"the interval of D11.chosen lies above {MOSTLY:.0%}, or D11.rated fails",
+            when=lambda e: mostly_poor(e) or e.fails("D11.rated"),
             answer="Do not train yet: most of the chosen responses are not good; collect better ones.",
             because="The quality of the chosen side decides what DPO reaches (arXiv 2508.18312), and a better rejected "
             "side does not make up for it.",
-            needs=("D11.chosen", "D11.both_bad"),
+            needs=("D11.chosen", "D11.rated", "D11.both_bad"),
             action=COLLECT,
-            sources=("2508.18312",),
+            sources=("2508.18312", "default"),
         ),
         Rule(
             id="A1.criteria",
@@ -393,11 +393,11 @@ CLEAN = Question(
         ),
         Rule(
             id="A2.chosen",
-            fires="D11.chosen is at warning or failure",
-            when=lambda e: e.bad("D11.chosen"),
+            fires="D11.chosen or D11.rated is at warning or failure",
+            when=lambda e: e.bad("D11.chosen", "D11.rated"),
             answer="No: some chosen responses are only the better of two bad ones.",
             because="What the chosen side is worth decides what DPO reaches (arXiv 2508.18312).",
-            needs=("D11.chosen", "D11.both_bad"),
+            needs=("D11.chosen", "D11.rated", "D11.both_bad"),
             sources=("2508.18312",),
         ),
         Rule(
@@ -659,12 +659,14 @@ NEXT = Question(
         ),
         Rule(
             id="A5.candidates",
-            fires=f"the share of ties is clearly above {MOSTLY:.0%}, or D11.both_bad or D11.chosen is at warning or "
-            "failure",
-            when=lambda e: (e.ties is not None and e.ties.low > MOSTLY) or e.bad("D11.both_bad", "D11.chosen"),
+            fires=f"the share of ties is clearly above {MOSTLY:.0%}, or D11.both_bad, D11.chosen or D11.rated is at "
+            "warning or failure",
+            when=lambda e: (
+                (e.ties is not None and e.ties.low > MOSTLY) or e.bad("D11.both_bad", "D11.chosen", "D11.rated")
+            ),
             answer="Other answers to the same prompts: better ones, and ones that differ.",
             because="A tie says little and the better of two bad answers teaches a bad one (arXiv 2508.18312).",
-            needs=("ties", "D11.both_bad", "D11.chosen"),
+            needs=("ties", "D11.both_bad", "D11.chosen", "D11.rated"),
             action=RESAMPLE,
             sources=("2508.18312", "default"),
         ),

@@ -55,6 +55,8 @@ MEASURES = {
     "pii": "personal data",
     "position": "order of showing",
     "prompts": "effective number of prompts",
+    "rated": "chosen answers with a poor rating",
+    "ratings": "ratings against the label",
     "response_leak": "held-out responses that are trained on",
     "ranked": "pairs the model ranks right already",
     "semantic": "prompts that mean the same",

@@ -147,6 +147,8 @@ def done(summary: Mapping[str, Any]) -> list[str]:
     what = ("row or prompt", "rows and prompts") if branch(summary, "graded") else ("row", "rows")
     beyond, joined = number(summary, BEYOND), number(summary, "joined_turns")
     redacted, left = number(summary, "redacted.pairs"), branch(summary, "ignored_columns")
+    alone = number(summary, "graded.alone.answers")
+    unlike = "no two answers to one prompt were judged differently"
     dropped = by_count(branch(branch(summary, "graded"), "unpaired"))
     listed_ = ", ".join(f"{n:,} {title_of(name).lower()}" for name, n in dropped)
     many = sum(n for _, n in dropped)
@@ -167,6 +169,7 @@ def done(summary: Mapping[str, Any]) -> list[str]:
         *([f"{wording.counted(cut, 'response')} cut to data.max_response in training"] if cut else []),
         *([f"personal data redacted in {wording.counted(redacted, 'pair')}"] if redacted else []),
         *([f"{wording.counted(joined, 'row')} had turns of one speaker joined"] if joined else []),
+        *([f"{wording.counted(alone, 'answer')} with a thumb made no pair: {unlike}"] if alone else []),
         *([f"columns left aside: {named(list(left))}"] if left else []),
     ]
 

@@ -53,6 +53,7 @@ from druthers.curate.importers.pairs import (
     from_trl,
     pair,
 )
+from druthers.curate.importers.rated import RATED, UNRATED, Rated, ratings_of
 from druthers.curate.importers.strange import strangeness
 from druthers.curate.importers.workers import Beside
 from druthers.records import Candidates, Pair
@@ -78,13 +79,14 @@ FORMS: tuple[Form, ...] = get_args(Form)
 
 @dataclass(frozen=True)
 class Imported:
-    """What a row became, the columns that were left aside, whether turns of one speaker were joined, and the day on
-    which the row was made, where it says so."""
+    """What a row became, the columns that were left aside, whether turns of one speaker were joined, the day on which
+    the row was made, where it says so, and how the sides of a pair are rated on it."""
 
     items: tuple[Pair | Candidates, ...]
     ignored: tuple[str, ...] = ()
     joined: bool = False
     day: int | None = None
+    rated: Rated = UNRATED
 
     @property
     def pair(self) -> Pair:
@@ -94,10 +96,12 @@ class Imported:
         return found
 
 
-PAIR = frozenset(("prompt", "system", *SIDES, *FIELDS))
-PAIR_NAMES = ("prompt", *SIDES, "system", *FIELDS)
+PAIR = frozenset(("prompt", "system", *SIDES, *FIELDS, *RATED))
+PAIR_NAMES = ("prompt", *SIDES, "system", *FIELDS, *(f"{side}_rating" for side in SIDES))
 OWN = Names(frozenset(), open=True)
 """Our own lines: what is unknown in them the records themselves refuse."""
+RATING = ("trl", "hh")
+"""Forms whose rows may hold ratings of both sides."""
 OPENAI_NAMES = Names(frozenset(("input", *OPENAI.values(), *FIELDS)))
 SAGEMAKER_NAMES = Names(frozenset(("schemaVersion", "system", "messages")))
 
@@ -161,7 +165,7 @@ def _read(row: Row, form: Form, columns: Mapping[str, str], *, cells: bool) -> I
         row = named.typed(row)
     if form in PAIRS:
         found, joined = PAIRS[form][1](row)
-        return Imported((pair(found),), tuple(aside), joined, day)
+        return Imported((pair(found),), tuple(aside), joined, day, ratings_of(row) if form in RATING else UNRATED)
     return Imported((OPINIONS[form][1](row),), tuple(aside), day=day)
 
 

@@ -129,8 +129,8 @@ def plain(value: object) -> str:
 
 
 def unknown(row: Row, names: Names, known: Sequence[str]) -> list[str]:
-    """Columns that carry nothing for us; RowFault for one that nobody knows, with the nearest name and the remedy."""
-    aside = []
+    """Columns that carry nothing for us; RowFault for all that nobody knows, with the nearest names and the remedy."""
+    aside, strange = [], []
     for name in row:
         if names.open or name in IGNORED:
             if not names.knows(name) and not (names.answers and names.answers(row, name)):
@@ -141,9 +141,18 @@ def unknown(row: Row, names: Names, known: Sequence[str]) -> list[str]:
                 raise RowFault("malformed", f"{said}; if it is a table, its first line must name the columns")
             if not name.strip() or not name.isprintable():
                 raise RowFault("malformed", f"{name!r}: is no name of a column; name it, or take it out of the row")
-            said = f"{name}: unknown column{offer(name, known)}"
-            remedy = f"{'' if said.endswith('?') else ';'} to leave it aside set data.columns.{name}=ignore"
-            raise RowFault("malformed", said + remedy)
+            strange.append(name)
+    if len(strange) == 1:
+        (name,) = strange
+        said = f"{name}: unknown column{offer(name, known)}"
+        remedy = f"{'' if said.endswith('?') else ';'} to leave it aside set data.columns.{name}=ignore"
+        raise RowFault("malformed", said + remedy)
+    if strange:
+        near = {name: said for name in strange if "did you mean" in (said := offer(name, known))}
+        hints = "".join(f"{said.removesuffix('?')} by {name}?" for name, said in near.items())
+        remedy = f"{'' if hints else ';'} to leave them aside set "
+        remedy += " ".join(f"data.columns.{name}=ignore" for name in strange)
+        raise RowFault("malformed", f"{', '.join(strange)}: unknown columns{hints}{remedy}")
     return aside
 
 
@@ -162,6 +171,9 @@ IGNORED = frozenset(
         *("chosen_score", "rejected_score", "chosen_model", "rejected_model"),
         *("split", "domain", "language", "complexity", "verbosity", "preference_statement", "preference_elaboration"),
         *("three_most_similar_preferences", "all_preferences_unprocessed"),
+        *("dataset", "chosen-model", "rejected-model"),
+        *("question_id", "turn", "anony", "openai_moderation", "toxic_chat_tag", "conv_metadata", "category_tag"),
+        *("is_code", "is_refusal", "dedup_tag"),
     )
 )
 """Columns that often stand beside the others and carry nothing for us."""

@@ -108,7 +108,7 @@ def _on_them(row: Row) -> bool:
 
 
 def _unpaired(row: Row) -> bool:
-    return _any(row, RESPONSES) and _any(row, THUMBS)
+    return (_any(row, RESPONSES) or isinstance(row.get("messages"), list)) and _any(row, THUMBS)
 
 
 def _ratings(row: Row) -> bool:

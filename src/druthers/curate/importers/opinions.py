@@ -27,7 +27,10 @@ from druthers.records import Candidates
 
 SHARED = ("prompt", "system", "group", "tools")
 PROMPTS = ("prompt", "instruction", "question", "query", "history", "context", "input")
-JUDGES = ("annotator", "annotator_id", "user", "user_id", "worker", "worker_id", "rater", "judge", "labeler")
+JUDGES = (
+    *("annotator", "annotator_id", "user", "user_id", "worker", "worker_id"),
+    *("rater", "judge", "judge_hash", "labeler"),
+)
 RESPONSES = ("response", "completion", "answer", "output", "reply")
 THUMBS = ("label", "thumbs", "thumb", "feedback", "vote", "reaction")
 CRITERIA = ("helpfulness", "correctness", "coherence")
@@ -99,11 +102,21 @@ def _rated(row: Row) -> Iterator[tuple[str, str]]:
             yield name.removeprefix(RATING), name
 
 
-UNPAIRED = Names(_named(*RESPONSES, *THUMBS, "model", "source"))
+TALK = "messages"
+UNPAIRED = Names(_named(*RESPONSES, *THUMBS, TALK, "model", "source"))
 
 
 def from_unpaired(row: Row) -> Candidates:
-    """A thumb up or down on one response: TRL's unpaired rows, and logs of feedback."""
+    """A thumb up or down on one response: TRL's unpaired rows, and logs of feedback.
+
+    A whole conversation in `messages` ends in the response.
+    """
+    if row.get(TALK) is not None and not any(row.get(name) is not None for name in RESPONSES):
+        before, last = split_last(messages(TALK, items(TALK, row[TALK])))
+        if not before or not last:
+            raise RowFault("malformed", "messages: must hold what was asked, and end in the answer that has the thumb")
+        rest = {name: value for name, value in row.items() if name not in PROMPTS}
+        return from_unpaired(rest | {TALK: None, "prompt": before, "response": last})
     response = _one(row)
     name = next((name for name in THUMBS if row.get(name) is not None), "label")
     worth = thumb(name, row.get(name))

@@ -114,11 +114,16 @@ def _output(name: str, value: object) -> Talk:
     return messages(name, [value] if isinstance(value, dict) else items(name, value))
 
 
+SCHEMA = "bedrock-conversation-2024"
+"""The version of the shape of Converse that is read here; it may be left out."""
 LABELS = {"preferred": "chosen", "non-preferred": "rejected"}
 
 
 def from_sagemaker(row: Row) -> tuple[Fields, bool]:
     """SageMaker's managed DPO in the shape of Converse: the last turn holds two candidates with a label each."""
+    if row.get("schemaVersion") not in (None, SCHEMA):
+        why = f"must be {SCHEMA!r}, the version that is known here, but it is {brief(row['schemaVersion'])}"
+        raise RowFault("unsupported", f"schemaVersion: {why}; rewrite the rows by it, or leave the field out")
     talk = items("messages", required(row, "messages"))
     if not talk or not isinstance(talk[-1], dict) or "candidates" not in talk[-1]:
         raise RowFault("malformed", "messages: the last one must hold 'candidates'")

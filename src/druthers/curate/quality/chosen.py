@@ -14,11 +14,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from druthers.curate.quality import clusters
 from druthers.findings import finding
-from druthers.records import Finding, Limits
+from druthers.records import Finding, Limits, Rows
 from druthers.stats import Estimate, Interval, Undefined
 
 MOST_POOR = 0.1
 """Share of poor chosen answers, or of judgements that call both bad, from which on better ones are worth having."""
+MOSTLY_POOR = 0.5
+"""Share of poor chosen answers above which they should not be trained on, a limit of ours: most of what the model is
+taught to say would be poor."""
 LEAST_OF_SOURCE, MOST_SOURCES = 20, 20
 """Judgements that a source has at least for a share of its own, and sources that have one at most."""
 
@@ -88,19 +91,20 @@ def bad_finding(bad_N: NDArray[np.float64], prompt_N: NDArray[Any], *, source: s
     )
 
 
-def findings(found: Chosen) -> list[Finding]:
-    """D11.chosen."""
+def findings(found: Chosen, *, name: str = "D11.chosen", rows: Rows | None = None) -> list[Finding]:
+    """D11.chosen by what a rubric says of the answers, or D11.rated by the ratings that the source has for them."""
     text = "Whether the chosen answers are good cannot be told."
     if isinstance(found.poor, Interval):
         text = f"{100 * found.poor.value:.0f} of 100 chosen answers are rated under {found.threshold:g}"
         text += f"; {found.unrated} have no rating." if found.unrated else "."
     return [
         finding(
-            "D11.chosen",
+            name,
             found.poor,
             text,
             unit="share",
-            limits=Limits(warn=MOST_POOR),
+            limits=Limits(warn=MOST_POOR, fail=MOSTLY_POOR),
+            rows=rows,
             action="Have better answers written or sampled: the better of two poor answers is poor.",
         )
     ]
