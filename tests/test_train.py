@@ -316,6 +316,18 @@ def test_a_loss_that_would_ignore_the_grades_is_refused(tmp_path: Path, grade: d
     run_to_end(tmp_path, "train.max_steps=1", **how)
 
 
+def test_a_loss_that_honours_one_grade_refuses_the_other(tmp_path: Path) -> None:
+    """The hinge has a margin and no p."""
+    assert "'hinge' cannot honour" in refusal(tmp_path, "loss.name=hinge", pairs=[*PAIRS[:4], replace(PAIRS[4], p=0.8)])
+    settings = load(overrides=["loss.name=hinge"])
+    assert loop.make_loss(settings, [replace(PAIRS[4], margin=0.5)], PAIRS[:2]).margin
+
+
+@pytest.mark.parametrize("name", ["bco", "aot", "beta-dpo", "drdpo", "kto", "tdpo1", "ld", "wpo", "mixed"])
+def test_a_loss_that_asks_for_more_than_the_loop_gives_is_refused(tmp_path: Path, name: str) -> None:
+    assert f"the loss {name!r} takes more than" in refusal(tmp_path, f"loss.name={name}")
+
+
 def test_ipo_learns_hard_pairs(tmp_path: Path) -> None:
     run_to_end(tmp_path, "loss.name=ipo", "train.max_steps=2")
     assert Run(tmp_path).metrics()[0]["loss"] == pytest.approx((1 / (2 * IPOSettings().beta)) ** 2, abs=1e-4)
