@@ -344,8 +344,8 @@ Their functions and settings are here, and a run with one of them is refused.
 ## Names and options of other systems
 
 `loss.compat` says whose names are used; the run's `config.json` then holds ours. An option that the peer accepts and
-does not read is refused with that sentence, and so is what it gets wrong (above) or what we do not have. Where the
-peer's number depends on its micro-batches, ours is that for one micro-batch a step, and a remark says so.
+does not read is refused with that sentence, and so is what it gets wrong (above) or what we do not have. Where its
+number depends on the micro-batches, ours is that for one micro-batch a step, and a remark says so.
 
 ```
 druthers align loss.compat=trl-1 loss.loss_type=robust loss.label_smoothing=0.1

@@ -159,10 +159,15 @@ def test_loss_and_gradients_are_those_of_the_plain_implementation(
     assert max(worst.values()) <= bar, worst
 
 
-@pytest.mark.parametrize("name", ["sigmoid", "ipo"])
-def test_loss_and_gradients_do_not_depend_on_the_micro_batches(name: str) -> None:
-    """One pair at a time, some together, all together."""
-    loss = LOSSES[name](beta=BETA)
+RPO = [{"coefficient": 1.0, "name": "sigmoid", "beta": BETA}, {"coefficient": 0.2, "name": "sft"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs"), [("sigmoid", {"beta": BETA}), ("ipo", {"beta": BETA}), ("sft", {}), ("mixed", {"parts": RPO})]
+)
+def test_loss_and_gradients_do_not_depend_on_the_micro_batches(name: str, knobs: dict[str, Any]) -> None:
+    """One pair at a time, some together, all together; a likelihood per token is of the tokens of the step."""
+    loss = LOSSES[name](**knobs)
     policy, base = loaded(0, torch.float64), loaded(7, torch.float64)
     value, grads = learned(policy, base, loss, token_budget=WIDE)
     for budget in (NARROW, 400, 700):

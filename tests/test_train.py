@@ -316,6 +316,38 @@ def test_a_loss_that_would_ignore_the_grades_is_refused(tmp_path: Path, grade: d
     run_to_end(tmp_path, "train.max_steps=1", **how)
 
 
+def test_a_loss_that_honours_one_grade_refuses_the_other(tmp_path: Path) -> None:
+    """The hinge has a margin and no p."""
+    assert "'hinge' cannot honour" in refusal(tmp_path, "loss.name=hinge", pairs=[*PAIRS[:4], replace(PAIRS[4], p=0.8)])
+    settings = load(overrides=["loss.name=hinge"])
+    assert loop.make_loss(settings, [replace(PAIRS[4], margin=0.5)], PAIRS[:2]).margin
+
+
+@pytest.mark.parametrize("name", ["kto", "bco-unpaired", "apo-zero-unpaired", "samp"])
+def test_a_loss_that_asks_for_more_than_the_loop_gives_is_refused(tmp_path: Path, name: str) -> None:
+    assert f"loss.name = {name!r}" in refusal(tmp_path, f"loss.name={name}")
+
+
+@pytest.mark.parametrize("name", ["bco", "beta-dpo", "aot", "tdpo2"])
+def test_a_loss_that_sees_the_whole_step_goes_on_where_it_stopped(tmp_path: Path, name: str) -> None:
+    """What it remembers, and what it draws, are those of a run that was never stopped."""
+
+    def cut(row: Row) -> None:
+        if row["step"] == 3:
+            raise PowerCut
+
+    plain = [replace(pair, p=1.0, margin=0.0) for pair in (*PAIRS, *HELDOUT)]
+    how: dict[str, Any] = {"pairs": plain[: len(PAIRS)], "heldout": plain[len(PAIRS) :]}
+    changes = (f"loss.name={name}", "train.checkpoint_every=1")
+    run_to_end(tmp_path / "whole", *changes, **how)
+    with pytest.raises(PowerCut):
+        run_to_end(tmp_path / "cut", *changes, **how, note=cut)
+    run_to_end(tmp_path / "cut", *changes, **how)
+    same(tmp_path / "whole", tmp_path / "cut")
+    losses = [row["loss"] for row in Run(tmp_path / "whole").metrics() if row["split"] == "train"]
+    assert len(set(losses)) == len(losses) > 3
+
+
 def test_ipo_learns_hard_pairs(tmp_path: Path) -> None:
     run_to_end(tmp_path, "loss.name=ipo", "train.max_steps=2")
     assert Run(tmp_path).metrics()[0]["loss"] == pytest.approx((1 / (2 * IPOSettings().beta)) ** 2, abs=1e-4)
