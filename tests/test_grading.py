@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from druthers import config
 from druthers.curate import opinions
 from druthers.curate.grading import Graded, Policy, findings, grade, policy_of, survey
+from druthers.curate.survey import Heard
 from druthers.records import Candidate, Candidates, InputError, Opinion, user
 from druthers.stats import Interval
 
@@ -335,6 +336,20 @@ def test_nothing_is_lost_and_neither_order_matters(
     if distinct:
         assert [Counter(short(each)) for each in again] == [Counter(short(each)) for each in found]
         assert [each.reasons for each in again] == [each.reasons for each in found]
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(any_rows(), policies, st.integers(1, 5))
+def test_what_was_said_can_be_heard_by_several(rows: list[Candidates], policy: dict[str, Any], at_once: int) -> None:
+    """Each hears some rows; together they know what one knows who heard all."""
+    by = Policy(**policy)
+    whole = Heard(by)
+    for begin in range(0, len(rows), at_once):
+        part = Heard(by)
+        for row in rows[begin : begin + at_once]:
+            part.add(row)
+        whole.take(part)
+    assert repr(whole.survey(seed=0)) == repr(survey(lambda: rows, by))
 
 
 def test_renaming_annotators_changes_only_names() -> None:

@@ -37,6 +37,18 @@ def test_results_stand_as_the_jobs_do(count: int) -> None:
     assert list(over(partial(operator.mul, 3), JOBS, count=count)) == [3 * job for job in JOBS]
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_crew_does_one_work_after_another(count: int) -> None:
+    """The same processes, each of which is told of new work once."""
+    with processes.crew(count) as crew:
+        assert list(crew.over(partial(operator.mul, 3), JOBS)) == [3 * job for job in JOBS]
+        first = set(crew.over(jobs.pid_of, JOBS))
+        assert list(crew.over(abs, [-1, 2, -3])) == [1, 2, 3]
+        assert set(crew.over(jobs.pid_of, JOBS)) <= first
+        assert len(first) <= count
+    assert all(pid == os.getpid() or gone(pid) for pid in first)
+
+
 def test_an_input_error_is_raised_in_the_order_of_the_jobs_and_everything_ends() -> None:
     """The results before it are handed out first; the processes are gone."""
     found: list[int] = []

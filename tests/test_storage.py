@@ -330,6 +330,56 @@ def test_what_stands_behind_an_array_is_not_lost(tmp_path: Path, behind: bytes) 
     assert found(put(tmp_path / "b.json", b'[{"a": 1}] \r\n\t')) == [{"a": 1}]
 
 
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    st.lists(st.dictionaries(st.text(max_size=5), JSON_VALUES, max_size=4), min_size=1, max_size=6),
+    st.sampled_from([{"indent": 1, "ensure_ascii": False}, {"indent": None}, {"indent": 1}, {"ensure_ascii": False}]),
+    st.integers(1, 40),
+)
+def test_an_array_read_a_few_bytes_at_a_time_is_the_array(
+    tmp_path: Path, rows: list[dict[str, Any]], form: dict[str, Any], chunk: int
+) -> None:
+    """Wherever the bytes are cut: inside a character, an escape, a number or a word."""
+    written = [json.dumps(row, **form) for row in rows]
+    path = put(tmp_path / "a.json", b"[\n" + ",\n".join(written).encode() + b"]")
+    begun = [2 + sum(text.count("\n") + 1 for text in written[:i]) for i in range(len(rows))]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(storage, "CHUNK", chunk)
+        read = list(storage.rows(str(path)))
+    assert read == [(f"{path}:{line}", row) for line, row in zip(begun, rows, strict=True)]
+
+
+def test_of_an_array_no_more_is_read_than_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So it need not fit in memory, and a fault far behind is told when its turn comes."""
+    monkeypatch.setattr(storage, "CHUNK", 100)
+    path = put(tmp_path / "a.json", b"[" + b'{"a": 1},\n' * 1000 + b'{"a": "\xff"}]')
+    rows = storage.rows(str(path))
+    assert [next(rows)[1] for _ in range(900)] == [{"a": 1}] * 900
+    with pytest.raises(InputError, match=r"a.json:1001: is not UTF-8"):
+        list(rows)
+
+
+@pytest.mark.parametrize("data", [b'[{"a": 1}, {"a": "open', b'[{"a": 1}, {"a": tru', b'[{"a": 1}, {"a": [1, 2'])
+def test_an_array_that_breaks_off_is_said_at_its_last_object(data: bytes, tmp_path: Path) -> None:
+    assert fault(put(tmp_path / "a.json", data)).startswith(f"{tmp_path / 'a.json'}:1: is not JSON: ")
+
+
+def test_a_quote_that_is_never_closed_is_not_looked_for_to_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "CHUNK", 100)
+    monkeypatch.setattr(storage, "LONGEST_OBJECT", 1000)
+    path = put(tmp_path / "a.json", b'[{"a": "' + b"x" * 100_000)
+    assert "is not JSON: unterminated string" in fault(path)
+
+
 def nested(levels: int) -> str:
     """A row so many levels deep."""
     return '{"a": ' * levels + "1" + "}" * levels

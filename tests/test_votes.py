@@ -313,3 +313,16 @@ def test_below_fifty_comparisons_strengths_are_guessed() -> None:
     found = votes.strengths(made, np.full(48, 2))
     assert found.right == votes.GUESSED
     assert found.compared == (48, 0, 48, 0)
+
+
+@LAW
+@given(st.integers(0, 1000))
+def test_what_a_row_of_wins_is_worth_does_not_depend_on_those_beside_it(seed: int) -> None:
+    """Down to the last bit, so that sets are the same however many rows were graded at once."""
+    draw = np.random.default_rng(seed)
+    wins_RKK = draw.integers(0, 4, size=(5, 3, 3)) * (1 - np.eye(3))
+    worth_RK, better_RKK = votes.bradley_terry(wins_RKK)
+    for wins, worth, better in zip(wins_RKK, worth_RK, better_RKK, strict=True):
+        alone = votes.bradley_terry(wins[None])
+        assert (alone[0][0] == worth).all()
+        assert (alone[1][0] == better).all()

@@ -1,13 +1,14 @@
-"""Seconds of processor time that `druthers curate` takes for 100,000 rows of each form.
+"""Seconds of processor time that reading, and `druthers curate` as a whole, take for rows of each form.
 
+    forms.py read FOLDER [--only votes.jsonl ...]
     forms.py write FOLDER [--rows 100000] [--only votes.jsonl ...]
     forms.py measure FOLDER [--against SRC] [--threads 2] [--only votes.jsonl ...] [--out result.json]
 
 Texts are passages of the packaged set (pairs.py), seeded. Rows of votes, ratings and thumbs are of one annotator on one
-or two responses, two or three to a prompt, within a thousand rows of one another; all other rows hold a prompt whole.
-Time is that of the command and its processes, user and system; memory is the sum over them, looked at every half
-second. With `--against`, the same files are read by another copy of the sources as well, in turn, and it is said
-whether both write the same bytes.
+or two responses, two to four to a prompt, within a thousand rows of one another; all other rows hold a prompt whole.
+`read` tells the seconds of one process for 100,000 rows: to parse them, and to parse and import them. `measure` tells
+those of the command and its processes, user and system; memory is the sum over them, looked at every half second. With
+`--against`, another copy of the sources reads the same files in turn, and it is said whether both write the same bytes.
 """
 
 from __future__ import annotations
@@ -20,12 +21,17 @@ import os
 import resource
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from bench import watched
 from pairs import Row, Writer, line, words_of
+
+from druthers import config, storage
+from druthers.curate.importers import Importer
+from druthers.curate.intake import first_of, form_in
 
 PEOPLE = tuple(f"ann-{i:02}" for i in range(1, 13))
 WINDOW = 1000
@@ -241,15 +247,13 @@ def measured(path: Path, *, src: Path | None, threads: int) -> Row:
         run = Path(place) / "run"
         command = [sys.executable, "-c", "from druthers.cli import main; main()", "curate", "--json"]
         command += ["--data", str(path), "--run", str(run), "data.bad_rows=drop", f"threads={threads}"]
-        kept = os.environ.get("PYTHONPATH")
-        if src is not None:
-            os.environ["PYTHONPATH"] = str(src)
+        own = os.environ.get("PYTHONPATH", "")
+        os.environ["PYTHONPATH"] = own if src is None else str(src)
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         try:
             took, most, summary = watched(command)
         finally:
-            if kept is not None:
-                os.environ["PYTHONPATH"] = kept
+            os.environ["PYTHONPATH"] = own
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         return {
@@ -262,10 +266,25 @@ def measured(path: Path, *, src: Path | None, threads: int) -> Row:
         }
 
 
+def read(path: Path) -> Row:
+    """Seconds that one process takes for 100,000 rows, without and with what is made of them."""
+    settings = config.load(extra={"data.pairs": str(path)})
+    importer = Importer.of(str(path), form_in(first_of(str(path)), settings.data))
+    since = time.process_time()
+    count = sum(1 for _ in storage.lines(str(path)))
+    parsed = time.process_time()
+    for each in storage.lines(str(path)):
+        importer.read(each)
+    made = time.process_time()
+    scale = 100_000 / count
+    found = {"parse": (parsed - since) * scale, "import": (made - parsed) * scale}
+    return {"rows": count, "megabytes": path.stat().st_size // 10**6} | {k: round(v, 2) for k, v in found.items()}
+
+
 def main() -> None:
     """Read the command line, write or measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("write", "measure"))
+    parser.add_argument("what", choices=("write", "read", "measure"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--only", nargs="+", default=list(MADE), choices=list(MADE))
@@ -279,6 +298,10 @@ def main() -> None:
         path = args.folder / name
         if args.what == "write":
             write(path, MADE[name](Writer(words_of(None), 0)), args.rows)
+            continue
+        if args.what == "read":
+            results[name] = read(path)
+            print(json.dumps({name: results[name]}), flush=True)
             continue
         found = {}
         for label, src in (("before", args.against), ("now", None)) if args.against else (("now", None),):
