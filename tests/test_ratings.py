@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from druthers import config, storage
@@ -48,6 +48,7 @@ def findings(out: Path) -> dict[str, dict[str, Any]]:
     return {one["id"]: one for one in json.loads((out / "quality.json").read_text("utf-8"))["findings"]}
 
 
+@settings(deadline=None)
 @given(gaps=GAPS, strength=STRENGTHS, least_gap=st.sampled_from([0.0, 0.5]), scale=st.sampled_from([None, 0.0, 0.25]))
 def test_both_sides_of_a_pair_are_graded_as_two_rated_responses_are(
     gaps: list[float], strength: Any, least_gap: float, scale: float | None
@@ -63,6 +64,7 @@ def test_both_sides_of_a_pair_are_graded_as_two_rated_responses_are(
     assert survey(lambda: rows, policy).rows == len(gaps)
 
 
+@settings(deadline=None)
 @given(gaps=GAPS, strength=STRENGTHS)
 def test_ratings_against_the_label_never_make_it_surer(gaps: list[float], strength: Any) -> None:
     found = graded(np.array(gaps), Policy(strength=strength))
