@@ -243,7 +243,8 @@ def test_a_run_that_was_only_curated_cannot_be_used_yet(place: Path) -> None:
         ("beta=0.2", "did you mean 'loss.beta'?"),
         ("train.epochs=many", "train.epochs"),
         ("nonsense", "write dotted.key=value"),
-        ("loss.name=kto", "use 'sigmoid' or 'ipo'"),
+        ("loss.name=kto", "learns from single answers"),
+        ("loss.name=ktoo", "did you mean 'kto'?"),
     ],
 )
 def test_a_setting_that_is_wrong_is_explained(place: Path, override: str, offer: str) -> None:

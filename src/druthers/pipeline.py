@@ -37,7 +37,7 @@ from druthers.run import CURATED, INPUTS, OF_CURATION, Run, differences, environ
 from druthers.session import Screen, Session, session
 from druthers.train import train
 from druthers.train.checkpoint import best_weights
-from druthers.train.loop import make_schedule
+from druthers.train.loop import loss_of, make_schedule
 
 SIDES = ("train", "heldout")
 
@@ -71,6 +71,7 @@ def prepare(settings: Settings) -> None:
         torch.set_num_threads(settings.threads)
     models.quiet()
     models.device_named(settings.model.device)
+    loss_of(settings)
     if settings.train.optimizer == "adamw-8bit":
         lowbit.check_narrow(settings.model)
     if settings.model.adapter == "qlora":

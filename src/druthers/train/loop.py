@@ -45,10 +45,9 @@ RELEASE_EVERY = 8
 """Steps after which freed memory goes back to the system: what a step then takes anew costs a sixth of its time."""
 
 
-def make_loss(settings: Settings, pairs: Sequence[TokenizedPair], heldout: Sequence[TokenizedPair]) -> Loss:
-    """The loss of the settings; refuses graded pairs with a loss that would ignore the grades."""
-    loss = made(settings.loss.model_dump())
-    name = settings.loss.name
+def loss_of(settings: Settings) -> Loss:
+    """The loss of the settings; raises InputError for one that asks for more than this loop gives."""
+    loss, name = made(settings.loss.model_dump()), settings.loss.name
     if loss.unpaired:
         raise InputError(
             f"loss.name = {name!r} learns from single answers that are called good or bad, which this loop is not "
@@ -56,6 +55,12 @@ def make_loss(settings: Settings, pairs: Sequence[TokenizedPair], heldout: Seque
         )
     if "sample" in loss.needs:
         raise InputError(f"loss.name = {name!r} draws tokens of responses, which is not done in training yet; use ld")
+    return loss
+
+
+def make_loss(settings: Settings, pairs: Sequence[TokenizedPair], heldout: Sequence[TokenizedPair]) -> Loss:
+    """The loss of the settings; refuses graded pairs with a loss that would ignore the grades."""
+    loss, name = loss_of(settings), settings.loss.name
     facts = [facts_of(some) for some in (pairs, heldout)]
     check_grades(loss, name, pairs, facts[0])
     check_grades(loss, name, heldout, facts[1])
