@@ -19,7 +19,7 @@ from druthers.counsel import options_of
 from druthers.curate import census
 from druthers.curate.census import Census, Orders
 from druthers.curate.gaps import Gaps
-from druthers.records import Finding, Pair, Prompt, Rows, assistant, user
+from druthers.records import Finding, InputError, Pair, Prompt, Rows, assistant, user
 from druthers.stats import Interval
 from tests.calls import Called, druthers, jsonl
 
@@ -431,3 +431,27 @@ def test_every_rule_stands_on_the_page() -> None:
         for rule in question.every:
             assert f"| `{rule.id}` | {rule.fires} |" in page
             assert all(source in page for source in rule.sources)
+
+
+def test_fresh_answers_are_those_of_the_newest_model(tmp_path: Path) -> None:
+    settings = ("model.path=tiny", "evaluate.rubric=brand-voice")
+    run = made(tmp_path / "run", train=some(20, "t"), heldout=some(4, "h"), settings=settings)
+    action = answer(druthers("advise", run, "--rounds", 2, "--json"), "A1.online")["action"]
+    judged = "druthers judge candidates.jsonl -o pairs.jsonl --rubric brand-voice"
+    sampled = f"druthers sample {run}/data/train.jsonl --model {{}} -o candidates.jsonl -n 4 && {judged}"
+    assert action == sampled.format("tiny")
+    finished(run, pairs=20, accuracy=0.6)
+    action = answer(druthers("advise", run, "--rounds", 2, "--json"), "A1.online")["action"]
+    exported = f"(test -d {run}-model || druthers export {run} {run}-model) && "
+    assert action == exported + sampled.format(f"{run}-model")
+
+
+def test_pairs_are_asked_each_prompt_once(tmp_path: Path) -> None:
+    from druthers.pipeline import prompts_in
+
+    lines(tmp_path / "pairs.jsonl", [pair("one?", group="de"), pair("two?"), pair("one?", group="de", p=0.8)])
+    found = [(one.prompt[0].content, one.group) for one in prompts_in(str(tmp_path / "pairs.jsonl"))]
+    assert found == [("one?", "de"), ("two?", "")]
+    jsonl(tmp_path / "prompts.jsonl", [prompt("three?", reason="torn"), {"prompt": 3}])
+    with pytest.raises(InputError, match=r"prompts.jsonl:2: prompt"):
+        list(prompts_in(str(tmp_path / "prompts.jsonl")))

@@ -356,7 +356,7 @@ def numbers(evidence: Evidence) -> dict[str, str]:
         "run": e.run,
         "fresh": e.fresh,
         "options": e.options,
-        "export": f"druthers export {e.run} {e.model} && " if e.exported else "",
+        "export": f"(test -d {e.model} || druthers export {e.run} {e.model}) && " if e.exported else "",
         "model": f" --model {e.model}" if e.model else "",
         "rubric": e.rubric,
         "points": "1 point" if round(100 * e.improvement, 4) == 1 else f"{round(100 * e.improvement, 4):g} points",
