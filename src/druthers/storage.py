@@ -372,7 +372,7 @@ def unchanged(paths: Iterable[str]) -> Iterator[Callable[[], None]]:
 
 def _stamps(path: str) -> dict[str, tuple[int, ...]]:
     """What tells the state of each file of a path; nothing of one that is not there."""
-    found = {}
+    found: dict[str, tuple[int, ...]] = {}
     with contextlib.suppress(OSError, InputError):
         for name in files(path):
             state = os.stat(name)
