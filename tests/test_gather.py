@@ -174,9 +174,10 @@ def _judged_or_alone(one: Candidates, response: Candidate) -> bool:
     )
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.lists(items(), min_size=1, max_size=8))
-def test_what_is_gathered_gathers_to_itself(given: list[Candidates]) -> None:
-    whole = list(gather(rows(*given), spool=Path()))
-    again = list(gather(whole, spool=Path()))
+def test_what_is_gathered_gathers_to_itself(tmp_path: Path, given: list[Candidates]) -> None:
+    whole = list(gather(rows(*given), spool=tmp_path))
+    again = list(gather(whole, spool=tmp_path))
     assert [one.item for one in again] == [one.item for one in whole]
     assert [(one.where, one.rows) for one in again] == [(one.where, one.rows) for one in whole]

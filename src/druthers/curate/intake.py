@@ -136,7 +136,7 @@ class Desk:
     ) -> None:
         """The pairs that the opinions of some sources make."""
         policy, ledger = policy_of(self.settings.grade), self.ledger
-        workers = max(processes_for(path, self.workers) for path, _ in sources)
+        workers = 1 if most else max(processes_for(path, self.workers) for path, _ in sources)
         if workers > 1:
             reader.tokenizer.writer.learn_usual()
         with tempfile.TemporaryDirectory(dir=self.spool) as folder, processes.crew(workers) as crew:
